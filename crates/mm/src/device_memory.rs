@@ -1,0 +1,41 @@
+//! What an address space asks of the owner of device pages: `dev_pagemap_ops`.
+
+use crate::{AddressSpace, DevicePage, DeviceRun, Time};
+use gpusvm_types::VirtAddr;
+
+/// The CPU touched a page that lives on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuFault {
+    /// The address that was touched, as exactly as the world knows it.
+    pub at: VirtAddr,
+    /// Where the page lives.
+    pub page: DevicePage,
+    /// Whether it was a store.
+    pub write: bool,
+}
+
+/// What became of a CPU fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// The page is home, or on its way: whoever touched it tries again.
+    Served,
+    /// The page may not leave before this time. Whoever touched it sleeps until then.
+    NotBefore(Time),
+    /// The page cannot come home: whoever touched it gets a bus error.
+    Failed,
+}
+
+/// The owner of a device memory.
+pub trait DeviceMemoryOps<M: AddressSpace>: Send + Sync + core::fmt::Debug {
+    /// Brings the page, and what belongs to it, home (`dev_pagemap_ops.migrate_to_ram`).
+    ///
+    /// Called by a fault handler, with the block of the page locked and nothing else. It must not
+    /// allocate on the global heap and must not touch mirrored memory.
+    fn migrate_to_ram(&self, mm: &M, block: &mut M::Block<'_>, fault: &CpuFault) -> FaultOutcome;
+
+    /// These pages stand in for nothing any more (`dev_pagemap_ops.page_free`).
+    ///
+    /// Called with the block locked that they were in, after every device was flushed. It must not
+    /// allocate and not wait.
+    fn free_pages(&self, run: DeviceRun);
+}

@@ -1,0 +1,129 @@
+//! The steps of a migration, as types.
+//!
+//! ```text
+//!   lock_block --> Block --collect--------> Outbound --commit(pages)--> homes: Device
+//!                    |                          `--drop--> every page back where it was
+//!                    |
+//!                    `-----collect_device--> Inbound  --commit--------> homes: System
+//!                                               `--drop--> every page stays on the device
+//! ```
+//!
+//! Between collect and commit nobody can reach the pages: CPU threads that touch them wait, devices
+//! were zapped and flushed. So a copy in between copies everything, once.
+//!
+//! # Differences from the kernel
+//!
+//! `migrate_vma_setup` and `migrate_device_pfns` become `collect`s that return an object; the undo
+//! that `migrate_vma_finalize` does for entries without a destination is its `Drop`, so no error path
+//! can forget it.
+
+use crate::{DevicePage, Home, MmError};
+use gpusvm_types::{DmaAddr, OwnerId, PageIndex, Span};
+
+/// What became of a page that was to be collected from RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The page was taken out; its bytes are here until the migration ends.
+    Page(DmaAddr),
+    /// There was no page, or the zero page: the device clears, nothing is copied.
+    Hole,
+    /// The page stays where it is.
+    Kept(KeptReason),
+}
+
+impl Source {
+    /// Whether the page can move.
+    pub const fn is_collected(self) -> bool {
+        !matches!(self, Self::Kept(_))
+    }
+}
+
+/// Why a page stays where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptReason {
+    /// It lives on a device already.
+    OnDevice(DevicePage),
+    /// Pinned by somebody's DMA, or otherwise not to be moved now.
+    Busy,
+    /// The program has just dropped it, and the kernel is not done with that.
+    Dropped,
+    /// It is no longer mapped.
+    Unmapped,
+}
+
+/// A page on its way from a device to RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// Where its bytes are.
+    pub from: DevicePage,
+    /// Where they go.
+    pub to: DmaAddr,
+}
+
+/// A locked 2 MiB block: nobody else moves its pages.
+pub trait Block {
+    /// Pages of RAM that were taken out.
+    type Outbound<'b>: Outbound
+    where
+        Self: 'b;
+    /// Pages of devices that are about to come home.
+    type Inbound<'b>: Inbound
+    where
+        Self: 'b;
+
+    /// The part of the block that is one mirrored mapping.
+    fn span(&self) -> Span;
+
+    /// Where a page lives.
+    fn home(&self, page: PageIndex) -> Home;
+
+    /// Takes the pages of `span` that are in RAM out of the reach of the CPU and of all devices;
+    /// `owner` is for whom, and what it has mapped of its own device memory may stay.
+    ///
+    /// # Errors
+    ///
+    /// `Gone`, `NoStaging`, or what the world's mechanism refused; then every page is where it was.
+    fn collect(&mut self, span: Span, owner: OwnerId) -> Result<Self::Outbound<'_>, MmError>;
+
+    /// Takes the device pages of `span` that `select` names out of the reach of all devices, and
+    /// finds RAM for them.
+    ///
+    /// # Errors
+    ///
+    /// `Gone`, `NoStaging`; then every page is where it was.
+    fn collect_device(
+        &mut self,
+        span: Span,
+        select: &mut dyn FnMut(PageIndex, DevicePage) -> bool,
+    ) -> Result<Self::Inbound<'_>, MmError>;
+}
+
+/// Pages of RAM that were taken out. Dropping it puts them back.
+pub trait Outbound {
+    /// What was asked for.
+    fn span(&self) -> Span;
+
+    /// What became of each page of the span.
+    fn sources(&self) -> &[Source];
+
+    /// Lets the collected pages live on the device from now on: `home` says where the i-th page of
+    /// the span is. Asked for collected pages only.
+    fn commit(self, home: &mut dyn FnMut(usize) -> DevicePage);
+}
+
+/// Device pages with RAM to copy them to. Dropping it leaves them on the device.
+pub trait Inbound {
+    /// What was asked for.
+    fn span(&self) -> Span;
+
+    /// The pages that come home, by their place in the span; `None` for those that do not.
+    fn leaving(&self) -> &[Option<Leaving>];
+
+    /// Lets the pages live in RAM from now on, and gives the device pages back to their memory.
+    ///
+    /// # Errors
+    ///
+    /// What the world's mechanism refused; then the pages that could not come home stay on the
+    /// device.
+    fn commit(self) -> Result<(), MmError>;
+}

@@ -1,0 +1,149 @@
+//! The address space: what a process looks like from below.
+
+use crate::{Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, Home, MmError, Notifiers};
+use alloc::sync::Arc;
+use core::time::Duration;
+use gpusvm_types::{OwnerId, PageCount, PageIndex, Span, VirtAddr};
+
+/// A point in time of an address space's clock, which never goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time(Duration);
+
+impl Time {
+    /// The beginning: before any other time.
+    pub const START: Self = Self(Duration::ZERO);
+
+    /// This long after the beginning.
+    pub const fn since_start(since: Duration) -> Self {
+        Self(since)
+    }
+
+    /// `by` later; saturates at the end of time.
+    #[must_use]
+    pub const fn after(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(by))
+    }
+
+    /// How long after `earlier`; zero when it is not earlier.
+    pub const fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// The time since the beginning.
+    pub const fn as_duration(self) -> Duration {
+        self.0
+    }
+}
+
+/// A mapping of the process (`vm_area_struct`), as it was when asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vma {
+    /// What it covers.
+    pub span: Span,
+    /// Whether it can be read.
+    pub readable: bool,
+    /// Whether it can be written.
+    pub writable: bool,
+    /// What is behind it.
+    pub kind: VmaKind,
+}
+
+/// What is behind a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmaKind {
+    /// Private and anonymous: can migrate once it is mirrored.
+    PrivateAnonymous,
+    /// A file, shared memory, huge pages of hugetlbfs, a device: mapped in place, never migrated.
+    Other,
+}
+
+/// What is mirrored around an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mirror {
+    /// The address is in this mirrored mapping.
+    Mapping(Span),
+    /// The address is not mirrored, and nothing in this span is.
+    Gap(Span),
+}
+
+impl Mirror {
+    /// How far it is so.
+    pub const fn span(self) -> Span {
+        match self {
+            Self::Mapping(span) | Self::Gap(span) => span,
+        }
+    }
+}
+
+/// One process address space, real or simulated.
+pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
+    /// A locked block. Dropping it unlocks and wakes who waits for its pages.
+    type Block<'a>: Block
+    where
+        Self: 'a;
+
+    /// The clock.
+    fn now(&self) -> Time;
+
+    /// The mapping that holds `at`, or the next one above it (`find_vma`).
+    ///
+    /// # Errors
+    ///
+    /// `Gone` when the address space is being torn down.
+    fn find_vma(&self, at: VirtAddr) -> Result<Option<Vma>, MmError>;
+
+    /// Whether `at` is in mirrored memory, whose pages can migrate, and how far that is so.
+    fn mirrored(&self, at: VirtAddr) -> Mirror;
+
+    /// Who learns of changes.
+    fn notifiers(&self) -> &Notifiers;
+
+    /// Adds a device's memory, so that pages can live there (`devm_memremap_pages`).
+    ///
+    /// # Errors
+    ///
+    /// `TooManyDevices` when there is no room for another.
+    fn add_device_memory(
+        &self,
+        pages: PageCount,
+        owner: OwnerId,
+        ops: Arc<dyn DeviceMemoryOps<Self>>,
+    ) -> Result<DeviceMemoryId, MmError>;
+
+    /// Begins to watch the mirrored blocks of `span`: pages may now leave them, and changes to them
+    /// are reported to subscribers. Counted: each `arm` needs its `disarm`.
+    ///
+    /// # Errors
+    ///
+    /// `NotMirrored`, `Gone`, or what the world's mechanism refused.
+    fn arm(&self, span: Span) -> Result<(), MmError>;
+
+    /// Ends what `arm` began.
+    fn disarm(&self, span: Span);
+
+    /// Locks the block that `span` lies in, waiting for it.
+    ///
+    /// # Errors
+    ///
+    /// `NotMirrored` when no mirrored mapping covers `span`, `CrossesBlock` when it is in more than
+    /// one block, `Gone`.
+    fn lock_block(&self, span: Span) -> Result<Self::Block<'_>, MmError>;
+
+    /// Locks the block that `page` lives in and says where in it. `None` when the page is not in
+    /// use. No address is needed: the way of eviction.
+    fn lock_device_page(&self, page: DevicePage) -> Option<(Self::Block<'_>, PageIndex)>;
+
+    /// Where the pages of `span` live, none of them on the move: `hmm_range_fault`. Device pages of
+    /// other owners than `owner` come home first.
+    ///
+    /// # Errors
+    ///
+    /// `Unstable` when pages kept moving for longer than a second, `Gone`, or why a foreign page
+    /// could not come home.
+    fn range_fault(
+        &self,
+        span: Span,
+        owner: Option<OwnerId>,
+        homes: &mut [Home],
+    ) -> Result<(), MmError>;
+}

@@ -1,0 +1,105 @@
+//! An allocation goes home, without an address: `drm_pagemap_evict_to_ram`.
+//!
+//! The way goes from the device's pages to the blocks they stand in for. Whether it worked is
+//! judged by the allocation: when its last page is gone, whoever took it, it is detached.
+
+use crate::pieces::{self, Cause};
+use crate::zdd::Zdd;
+use crate::{Devmem, EvictError, Pagemap};
+use gpusvm_mm::{AddressSpace, Block, Inbound, MmError};
+use gpusvm_types::{DevicePfn, PAGES_PER_BLOCK, PageCount};
+
+/// How often eviction walks an allocation before it gives up: the kernel's two retries.
+pub const EVICT_TRIES: u32 = 3;
+
+/// Brings every page of `devmem` home.
+///
+/// # Errors
+///
+/// `Gone` when the address space is (`EFAULT`), `Busy` when pages were left after [`EVICT_TRIES`]
+/// (`EBUSY`), or the last error of the device or the address space.
+pub fn evict_to_ram<M: AddressSpace>(
+    pagemap: &Pagemap<M>,
+    devmem: &Devmem,
+    cause: Cause,
+) -> Result<(), EvictError> {
+    let mut last = None;
+    for _ in 0..EVICT_TRIES {
+        if devmem.is_detached() {
+            return Ok(());
+        }
+        let mm = pagemap.mm.upgrade().ok_or(EvictError::Gone)?;
+        last = walk(pagemap, &*mm, devmem, cause).err();
+    }
+    if devmem.is_detached() {
+        return Ok(());
+    }
+    let busy = || EvictError::Busy {
+        left: left(pagemap, devmem),
+        tries: EVICT_TRIES,
+    };
+    Err(last.unwrap_or_else(busy))
+}
+
+fn walk<M: AddressSpace>(
+    pagemap: &Pagemap<M>,
+    mm: &M,
+    devmem: &Devmem,
+    cause: Cause,
+) -> Result<(), EvictError> {
+    let mut pfns = [DevicePfn::new(0); PAGES_PER_BLOCK];
+    let pfns = &mut pfns[..devmem.size().as_usize().min(PAGES_PER_BLOCK)];
+    devmem.ops().populate_pfn(pfns)?;
+    let zdd = pfns
+        .first()
+        .and_then(|head| first_in_use(pagemap, devmem, *head, pfns));
+    let Some(zdd) = zdd else { return Ok(()) };
+    for pfn in pfns.iter() {
+        if pagemap.zdds.of(*pfn) != Some(zdd) {
+            continue;
+        }
+        let Some((mut block, _)) = mm.lock_device_page(pagemap.page(*pfn)) else {
+            continue;
+        };
+        let span = block.span();
+        let collected = block
+            .collect_device(span, &mut |_, page| pagemap.is_same(page, zdd))
+            .map_err(gone_or)?;
+        devmem
+            .ops()
+            .copy_to_ram(&mut pieces::to_ram(collected.leaving()), cause)?;
+        collected.commit().map_err(gone_or)?;
+    }
+    Ok(())
+}
+
+/// The zdd of the allocation, if a page of it is in use and is still this allocation's.
+fn first_in_use<M: AddressSpace>(
+    pagemap: &Pagemap<M>,
+    devmem: &Devmem,
+    head: DevicePfn,
+    pfns: &[DevicePfn],
+) -> Option<Zdd> {
+    let zdd = pfns.iter().find_map(|pfn| pagemap.zdds.of(*pfn))?;
+    let current = pagemap.zdds.devmem(zdd)?;
+    let same = core::ptr::eq(&raw const *current, devmem);
+    debug_assert!(!same || pagemap.zdds.of(head).is_none_or(|of| of == zdd));
+    same.then_some(zdd)
+}
+
+fn left<M: AddressSpace>(pagemap: &Pagemap<M>, devmem: &Devmem) -> PageCount {
+    let mut pfns = [DevicePfn::new(0); PAGES_PER_BLOCK];
+    let pfns = &mut pfns[..devmem.size().as_usize().min(PAGES_PER_BLOCK)];
+    if devmem.ops().populate_pfn(pfns).is_err() {
+        return PageCount::ZERO;
+    }
+    let zdd = pfns.iter().find_map(|pfn| pagemap.zdds.of(*pfn));
+    zdd.map_or(PageCount::ZERO, |zdd| pagemap.zdds.in_use(zdd))
+}
+
+fn gone_or(error: MmError) -> EvictError {
+    match error {
+        MmError::Gone => EvictError::Gone,
+        other => EvictError::Mm(other),
+    }
+}

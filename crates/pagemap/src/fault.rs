@@ -1,0 +1,51 @@
+//! The CPU touched a device page: `drm_pagemap_migrate_to_ram`.
+//!
+//! ```text
+//!   fault -> whose allocation? -> may it leave yet? -> window: allocation, aligned, clipped
+//!         -> collect_device: pages of the same allocation only -> copy -> commit
+//! ```
+
+use crate::Pagemap;
+use crate::pieces::{self, Cause};
+use gpusvm_mm::{AddressSpace, Block, CpuFault, FaultOutcome, Inbound};
+use gpusvm_types::Span;
+
+pub(crate) fn migrate_to_ram<M: AddressSpace>(
+    pagemap: &Pagemap<M>,
+    mm: &M,
+    block: &mut M::Block<'_>,
+    fault: &CpuFault,
+) -> FaultOutcome {
+    // The page can have gone home, or to a new allocation, before the block was locked.
+    let Some(zdd) = pagemap.zdds.of(fault.page.pfn) else {
+        return FaultOutcome::Served;
+    };
+    let Some(devmem) = pagemap.zdds.devmem(zdd) else {
+        return FaultOutcome::Served;
+    };
+    if let Some(until) = devmem.stays_until(mm.now()) {
+        return FaultOutcome::NotBefore(until);
+    }
+
+    let window = Span::chunk_of(fault.at, pagemap.window_for(&devmem));
+    let Some(window) = window.intersection(block.span()) else {
+        return FaultOutcome::Failed;
+    };
+    let collected = block.collect_device(window, &mut |_, page| pagemap.is_same(page, zdd));
+    let Ok(collected) = collected else {
+        return FaultOutcome::Failed;
+    };
+    let mut pieces = pieces::to_ram(collected.leaving());
+    if devmem
+        .ops()
+        .copy_to_ram(&mut pieces, Cause::CpuFault)
+        .is_err()
+    {
+        return FaultOutcome::Failed;
+    }
+    drop(pieces);
+    match collected.commit() {
+        Ok(()) => FaultOutcome::Served,
+        Err(_) => FaultOutcome::Failed,
+    }
+}

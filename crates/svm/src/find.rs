@@ -1,0 +1,136 @@
+//! The range of a fault: `drm_gpusvm_range_find_or_insert`.
+
+use crate::{FindError, GpuSvm, Range, chunk};
+use alloc::sync::Arc;
+use core::time::Duration;
+use gpusvm_mm::{AddressSpace, IntervalNotifier, Mirror, Subscriber, Vma, VmaKind};
+use gpusvm_types::{OwnerId, Span, VirtAddr};
+
+/// What a fault wants, and what it may have (`drm_gpusvm_ctx`).
+#[derive(Clone, Copy, Debug)]
+pub struct FaultCtx {
+    /// Whose device pages may be mapped in place; others come home first.
+    pub owner: Option<OwnerId>,
+    /// Whether it is a read: read-only memory will do.
+    pub read_only: bool,
+    /// Whether pages may live on the device.
+    pub devmem_possible: bool,
+    /// Whether pages must live on the device.
+    pub devmem_only: bool,
+    /// How long migrated pages stay.
+    pub timeslice: Duration,
+}
+
+impl<M: AddressSpace> GpuSvm<M> {
+    /// The range that holds `at`; a new one, as large as fits, if there is none.
+    ///
+    /// # Errors
+    ///
+    /// `NoMapping` (`ENOENT`), `ReadOnly` (`EPERM`), `NotReadable` (`EFAULT`), `NoChunk` (`EINVAL`),
+    /// and what the address space refused.
+    pub fn range_find_or_insert(
+        &self,
+        at: VirtAddr,
+        ctx: &FaultCtx,
+    ) -> Result<Arc<Range>, FindError> {
+        let vma = self.mm.find_vma(at)?.filter(|vma| vma.span.contains(at));
+        let vma = vma.ok_or(FindError::NoMapping { at })?;
+        if !vma.readable {
+            return Err(FindError::NotReadable { at });
+        }
+        if !ctx.read_only && !vma.writable {
+            return Err(FindError::ReadOnly {
+                at,
+                mapping: vma.span,
+            });
+        }
+        if let Some(range) = self.range_find(at).filter(|range| !range.is_unmapped()) {
+            return Ok(range);
+        }
+        let mirror = self.mm.mirrored(at);
+        let can_migrate = ctx.devmem_possible
+            && vma.kind == VmaKind::PrivateAnonymous
+            && matches!(mirror, Mirror::Mapping(_));
+        self.insert(at, &vma, mirror, can_migrate)
+    }
+
+    fn insert(
+        &self,
+        at: VirtAddr,
+        vma: &Vma,
+        mirror: Mirror,
+        can_migrate: bool,
+    ) -> Result<Arc<Range>, FindError> {
+        let notifier = self.notifier_find_or_insert(at);
+        let no_chunk = FindError::NoChunk {
+            at,
+            mapping: vma.span,
+        };
+        let bounds = vma.span.intersection(notifier.window());
+        let bounds = bounds
+            .and_then(|bounds| bounds.intersection(mirror.span()))
+            .ok_or(no_chunk)?;
+        let (range, is_new) = {
+            let mut tree = self.core.tree.lock();
+            if let Some(range) = tree.overlapping(Span::page_of(at)).next() {
+                (Arc::clone(range), false)
+            } else {
+                let free = |chunk| tree.overlapping(chunk).next().is_none();
+                let chunk = chunk::choose(at, bounds, &self.config.chunk_sizes, free);
+                let range = Arc::new(Range::new(chunk.ok_or(no_chunk)?, notifier, can_migrate));
+                tree.ranges.insert(range.span().start(), Arc::clone(&range));
+                (range, true)
+            }
+        };
+        // A range that another fault has just inserted may not be armed yet: serving it is
+        // serialised behind whoever inserted it only by `arm` being idempotent in effect.
+        if is_new
+            && can_migrate
+            && let Err(error) = self.mm.arm(range.span())
+        {
+            self.forget(&range);
+            return Err(error.into());
+        }
+        Ok(range)
+    }
+
+    /// The notifier of the window that holds `at`. Subscribed outside the tree lock.
+    fn notifier_find_or_insert(&self, at: VirtAddr) -> Arc<IntervalNotifier> {
+        let window = Span::chunk_of(at, self.config.notifier_size);
+        if let Some(notifier) = self.core.tree.lock().notifiers.get(&window.start()) {
+            return Arc::clone(notifier);
+        }
+        let subscriber: Arc<dyn Subscriber> = Arc::clone(&self.core) as _;
+        let new = self.mm.notifiers().subscribe(window, subscriber);
+        let (kept, surplus) = {
+            let mut tree = self.core.tree.lock();
+            match tree.notifiers.get(&window.start()) {
+                Some(first) => (Arc::clone(first), Some(new)),
+                None => {
+                    tree.notifiers.insert(window.start(), Arc::clone(&new));
+                    (new, None)
+                }
+            }
+        };
+        if let Some(surplus) = surplus {
+            self.mm.notifiers().unsubscribe(&surplus);
+        }
+        kept
+    }
+
+    /// Takes a range out of the tree, without its armed blocks.
+    pub(crate) fn forget(&self, range: &Arc<Range>) -> bool {
+        if !range.set_removed() {
+            return false;
+        }
+        let mut tree = self.core.tree.lock();
+        if tree
+            .ranges
+            .get(&range.span().start())
+            .is_some_and(|found| Arc::ptr_eq(found, range))
+        {
+            tree.ranges.remove(&range.span().start());
+        }
+        true
+    }
+}

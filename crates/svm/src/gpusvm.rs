@@ -1,0 +1,219 @@
+//! One device address space that mirrors a process: `drm_gpusvm`.
+
+use crate::{PageRun, Pages, Prepared, Range};
+use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
+use gpusvm_mm::{AddressSpace, IntervalNotifier};
+use gpusvm_sync::atomic::{AtomicUsize, Ordering};
+use gpusvm_sync::{Mutex, RwLock, RwLockReadGuard};
+use gpusvm_types::{ByteSize, Span, VirtAddr};
+
+/// The sizes that a mirror works with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Of a notifier's window: a power of two, at least as large as the largest chunk.
+    pub notifier_size: ByteSize,
+    /// Of ranges: powers of two, descending, none above 2 MiB, the last one a page.
+    pub chunk_sizes: Vec<ByteSize>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let chunk_sizes = [ByteSize::mib(2), ByteSize::kib(64), ByteSize::kib(4)].into();
+        Self {
+            notifier_size: ByteSize::mib(512),
+            chunk_sizes,
+        }
+    }
+}
+
+/// What the driver does for a mirror (`drm_gpusvm_ops`).
+pub trait SvmOps: Send + Sync + core::fmt::Debug {
+    /// Takes the translations of `span` away. Called under the notifier lock, possibly by a fault
+    /// handler with a block locked: it must not allocate, not wait and not call back.
+    fn zap(&self, span: Span);
+
+    /// Returns when nothing of `span` that began before the zap is in flight. Called once for each
+    /// invalidation, as `zap` is.
+    fn flush(&self, span: Span);
+
+    /// There is garbage to collect, soon. Called under the notifier lock: it must not wait.
+    fn garbage(&self);
+}
+
+/// One device address space that mirrors a process.
+#[derive(Debug)]
+pub struct GpuSvm<M: AddressSpace> {
+    pub(crate) mm: Arc<M>,
+    pub(crate) core: Arc<Core>,
+    pub(crate) config: Config,
+}
+
+/// What invalidations work on: apart from the address space, which holds it.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// Writers invalidate, readers commit mappings.
+    pub(crate) notifier_lock: RwLock<()>,
+    pub(crate) tree: Mutex<Tree>,
+    pub(crate) ops: Arc<dyn SvmOps>,
+    /// How many ranges are flagged as unmapped.
+    pub(crate) garbage: AtomicUsize,
+}
+
+/// Guarded by the tree lock.
+#[derive(Debug, Default)]
+pub(crate) struct Tree {
+    /// By the start of their window.
+    pub(crate) notifiers: BTreeMap<VirtAddr, Arc<IntervalNotifier>>,
+    /// By their start; they do not overlap.
+    pub(crate) ranges: BTreeMap<VirtAddr, Arc<Range>>,
+}
+
+impl Tree {
+    /// The ranges that overlap `span`, ascending.
+    pub(crate) fn overlapping(&self, span: Span) -> impl Iterator<Item = &Arc<Range>> {
+        // Ranges do not overlap, so at most one that begins below reaches in.
+        let below = self.ranges.range(..span.start()).next_back();
+        let inside = self.ranges.range(span.start()..span.end());
+        below
+            .into_iter()
+            .chain(inside)
+            .map(|(_, range)| range)
+            .filter(move |range| range.span().overlaps(span))
+    }
+}
+
+/// Evidence that no invalidation can run.
+#[derive(Debug)]
+pub struct Quiesced<'svm>(
+    #[expect(dead_code, reason = "held, not read")] RwLockReadGuard<'svm, ()>,
+);
+
+impl<M: AddressSpace> GpuSvm<M> {
+    /// A mirror of `mm`.
+    ///
+    /// # Panics
+    ///
+    /// When the sizes of `config` are not what its fields say.
+    pub fn new(mm: Arc<M>, config: Config, ops: Arc<dyn SvmOps>) -> Self {
+        crate::chunk::assert_sizes(&config.chunk_sizes);
+        assert!(
+            config.notifier_size.get().is_power_of_two(),
+            "a window is a power of two"
+        );
+        assert!(
+            config.notifier_size >= config.chunk_sizes[0],
+            "a window holds a chunk"
+        );
+        let core = Core {
+            notifier_lock: RwLock::new(()),
+            tree: Mutex::new(Tree::default()),
+            ops,
+            garbage: AtomicUsize::new(0),
+        };
+        Self {
+            mm,
+            core: Arc::new(core),
+            config,
+        }
+    }
+
+    /// The process that is mirrored.
+    pub fn mm(&self) -> &Arc<M> {
+        &self.mm
+    }
+
+    /// The range that holds `at` (`drm_gpusvm_range_find`).
+    pub fn range_find(&self, at: VirtAddr) -> Option<Arc<Range>> {
+        let tree = self.core.tree.lock();
+        let (_, range) = tree.ranges.range(..=at).next_back()?;
+        range.span().contains(at).then(|| Arc::clone(range))
+    }
+
+    /// How many ranges there are.
+    pub fn range_count(&self) -> usize {
+        self.core.tree.lock().ranges.len()
+    }
+
+    /// The ranges that overlap `span`.
+    pub fn ranges_in(&self, span: Span) -> Vec<Arc<Range>> {
+        self.core.tree.lock().overlapping(span).cloned().collect()
+    }
+
+    /// Whether anything in `span` is mapped on the device (`drm_gpusvm_has_mapping`).
+    pub fn has_mapping(&self, span: Span) -> bool {
+        self.core
+            .tree
+            .lock()
+            .overlapping(span)
+            .any(|range| range.pages().is_mapped())
+    }
+
+    /// Keeps invalidations out for as long as the result lives.
+    pub fn quiesce(&self) -> Quiesced<'_> {
+        Quiesced(self.core.notifier_lock.read())
+    }
+
+    /// Makes what was prepared visible to the device by `bind`, if it is still current; else nothing
+    /// happens and the pass is stale.
+    ///
+    /// # Errors
+    ///
+    /// The error of `bind`.
+    pub fn commit<E>(
+        &self,
+        range: &Range,
+        prepared: &Prepared,
+        bind: impl FnOnce(&Quiesced<'_>, &[PageRun]) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let proof = self.quiesce();
+        if !range.notifier().is_current(prepared.sequence) || range.is_gone() {
+            return Ok(false);
+        }
+        bind(&proof, &prepared.runs)?;
+        range.pages().set_mapped(prepared.permission, &proof);
+        Ok(true)
+    }
+
+    /// Brings every page of the range home (`drm_gpusvm_range_evict`).
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::range_fault`].
+    pub fn range_evict(&self, range: &Range) -> Result<(), gpusvm_mm::MmError> {
+        let mut homes = Pages::homes_for(range.span());
+        self.mm.range_fault(range.span(), None, &mut homes)
+    }
+
+    /// Takes every mapping away, forgets every range and hears of nothing any more.
+    pub fn close(&self) {
+        let (notifiers, ranges) = {
+            let mut tree = self.core.tree.lock();
+            (
+                core::mem::take(&mut tree.notifiers),
+                core::mem::take(&mut tree.ranges),
+            )
+        };
+        for notifier in notifiers.values() {
+            self.mm.notifiers().unsubscribe(notifier);
+        }
+        for range in ranges.values() {
+            if range.set_removed() {
+                self.take_away(range);
+            }
+        }
+        self.core.garbage.store(0, Ordering::Release);
+    }
+
+    /// Takes the mapping of a range away that is no longer in the tree.
+    pub(crate) fn take_away(&self, range: &Range) {
+        {
+            let _writer = self.core.notifier_lock.write();
+            range.pages().set_unmapped();
+            self.core.ops.zap(range.span());
+            self.core.ops.flush(range.span());
+        }
+        if range.can_migrate() {
+            self.mm.disarm(range.span());
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Something changes: nothing of it stays mapped.
+//!
+//! ```text
+//!   begin   zap every affected range          (cheap, many)
+//!           ONE flush over all of them        (expensive, once)
+//!   end     pages are unmapped; an unmap flags the range and calls the garbage collector
+//! ```
+
+use crate::gpusvm::Core;
+use gpusvm_mm::{IntervalNotifier, Invalidation, Reason, Subscriber};
+use gpusvm_sync::atomic::Ordering;
+use gpusvm_types::Span;
+
+impl Subscriber for Core {
+    fn invalidate(&self, notifier: &IntervalNotifier, event: &Invalidation) {
+        let Some(span) = event.span.intersection(notifier.window()) else {
+            return;
+        };
+        let _writer = self.notifier_lock.write();
+        notifier.bump();
+        let tree = self.tree.lock();
+
+        let mut zapped: Option<Span> = None;
+        for range in tree
+            .overlapping(span)
+            .filter(|range| range.pages().is_mapped())
+        {
+            self.ops.zap(range.span());
+            zapped = Some(zapped.map_or(range.span(), |union| union.union(range.span())));
+        }
+        if let Some(union) = zapped {
+            self.ops.flush(union);
+        }
+
+        let mut garbage = 0;
+        for range in tree.overlapping(span) {
+            range.pages().set_unmapped();
+            if event.reason == Reason::Unmap && range.set_unmapped(event.span) {
+                garbage += 1;
+            }
+        }
+        if garbage > 0 {
+            self.garbage.fetch_add(garbage, Ordering::AcqRel);
+            self.ops.garbage();
+        }
+    }
+}

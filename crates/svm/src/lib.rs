@@ -1,0 +1,47 @@
+//! Per-VM ranges, notifiers and pages: what `drm_gpusvm` is in the kernel.
+//!
+//! ```text
+//!   GpuSvm  one device address space that mirrors a process
+//!     |-- Notifier   a window of the process; hears of every change in it
+//!     |     `-- Range   a chunk that the device touched: 2 MiB, 64 KiB or 4 KiB
+//!     |           `-- Pages   what of it is mapped on the device now
+//!     `-- garbage    ranges whose memory was unmapped
+//! ```
+//!
+//! # The life of a range
+//!
+//! Made by the device's first fault in it, mapped and unmapped many times as its pages move, flagged
+//! when its memory is unmapped, and removed later by the garbage collector.
+//!
+//! # Locking
+//!
+//! The notifier lock makes an invalidation (writer) exclude the commit of a mapping (readers). The
+//! tree lock guards the ranges and is never held across a call out of this crate, except zap. Order:
+//! notifier lock, tree lock.
+//!
+//! # Differences from the kernel
+//!
+//! The kernel's `drm_gpusvm_notifier_lock()` takes a *read* lock; here holding it is [`Quiesced`], a
+//! proof that no invalidation runs. A range can hold pages of RAM and of a device at once. Ranges of
+//! one VM are found and inserted concurrently: there is no outer driver lock.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod gpusvm;
+pub mod find;
+pub mod chunk;
+pub mod range;
+pub mod pages;
+pub mod get_pages;
+pub mod invalidate;
+pub mod garbage;
+pub mod error;
+
+pub use error::{FindError, GetPagesError};
+pub use find::FaultCtx;
+pub use get_pages::{PageRun, Prepared};
+pub use gpusvm::{Config, GpuSvm, Quiesced, SvmOps};
+pub use pages::{Pages, Permission};
+pub use range::Range;

@@ -1,0 +1,95 @@
+//! A chunk of the process that the device touched: `drm_gpusvm_range`.
+
+use crate::Pages;
+use alloc::sync::Arc;
+use gpusvm_mm::IntervalNotifier;
+use gpusvm_sync::atomic::{AtomicU8, Ordering};
+use gpusvm_sync::{Mutex, MutexGuard};
+use gpusvm_types::Span;
+
+/// A chunk of the process that the device touched.
+#[derive(Debug)]
+pub struct Range {
+    span: Span,
+    notifier: Arc<IntervalNotifier>,
+    can_migrate: bool,
+    pages: Pages,
+    /// Set by invalidations, never cleared.
+    flags: AtomicU8,
+    /// Held by whoever serves a fault in it: duplicates wait, and find it served.
+    serving: Mutex<()>,
+}
+
+const UNMAPPED: u8 = 1;
+const PARTIAL: u8 = 2;
+const REMOVED: u8 = 4;
+
+impl Range {
+    pub(crate) fn new(span: Span, notifier: Arc<IntervalNotifier>, can_migrate: bool) -> Self {
+        let (flags, serving) = (AtomicU8::new(0), Mutex::new(()));
+        Self {
+            span,
+            notifier,
+            can_migrate,
+            pages: Pages::default(),
+            flags,
+            serving,
+        }
+    }
+
+    /// What it covers.
+    pub fn span(&self) -> Span {
+        self.span
+    }
+
+    /// Who hears of its changes.
+    pub fn notifier(&self) -> &IntervalNotifier {
+        &self.notifier
+    }
+
+    /// Whether its pages can live on a device (`migrate_devmem`). Fixed when it is made.
+    pub fn can_migrate(&self) -> bool {
+        self.can_migrate
+    }
+
+    /// What of it is mapped on the device.
+    pub fn pages(&self) -> &Pages {
+        &self.pages
+    }
+
+    /// Whether memory under it was unmapped.
+    pub fn is_unmapped(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & UNMAPPED != 0
+    }
+
+    /// Whether memory under it was unmapped, but not all of it.
+    pub fn is_partially_unmapped(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & PARTIAL != 0
+    }
+
+    /// Whether nothing of it may be mapped any more: unmapped, or no longer in the tree. Only an
+    /// answer for good when it is `true`, or with invalidations kept out.
+    pub fn is_gone(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & (UNMAPPED | REMOVED) != 0
+    }
+
+    /// Waits until nobody else serves a fault in it.
+    pub fn serve(&self) -> Serving<'_> {
+        Serving(self.serving.lock())
+    }
+
+    /// Memory under it was unmapped (`drm_gpusvm_range_set_unmapped`). Whether that is news.
+    pub(crate) fn set_unmapped(&self, event: Span) -> bool {
+        let partial = if event.covers(self.span) { 0 } else { PARTIAL };
+        self.flags.fetch_or(UNMAPPED | partial, Ordering::AcqRel) & UNMAPPED == 0
+    }
+
+    /// It is no longer in the tree. Whether that is news.
+    pub(crate) fn set_removed(&self) -> bool {
+        self.flags.fetch_or(REMOVED, Ordering::AcqRel) & REMOVED == 0
+    }
+}
+
+/// Evidence that nobody else serves a fault in the range.
+#[derive(Debug)]
+pub struct Serving<'range>(#[expect(dead_code, reason = "held, not read")] MutexGuard<'range, ()>);

@@ -1,0 +1,22 @@
+//! The one place where locks, counted references and atomics come from.
+//!
+//! The core layers are `no_std`; they take everything that another kernel, or a model checker,
+//! would replace from here. Today the source is `std`.
+//!
+//! Locks do not poison: a panic under a lock of the core is a bug that the handler threads turn
+//! into a poisoned page and a report, and nobody learns more from a second panic.
+#![forbid(unsafe_code)]
+
+pub use std::sync::{Arc, Weak};
+
+/// Atomic integers.
+pub mod atomic {
+    pub use std::sync::atomic::{
+        AtomicBool, AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+        compiler_fence, fence,
+    };
+}
+
+mod lock;
+
+pub use lock::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
