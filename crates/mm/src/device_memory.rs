@@ -3,15 +3,28 @@
 use crate::{AddressSpace, DevicePage, DeviceRun, Time};
 use gpusvm_types::VirtAddr;
 
-/// The CPU touched a page that lives on a device.
+/// A page that lives on a device is wanted in RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuFault {
     /// The address that was touched, as exactly as the world knows it.
     pub at: VirtAddr,
     /// Where the page lives.
     pub page: DevicePage,
-    /// Whether it was a store.
-    pub write: bool,
+    /// Who wants it.
+    pub wanted: Wanted,
+}
+
+/// Who wants a device page in RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A CPU thread touched it, and waits. The timeslice holds.
+    Touched,
+    /// Somebody asked: the timeslice does not hold.
+    Asked,
+    /// The process forks: the timeslice does not hold.
+    Fork,
+    /// Part of its mapping was unmapped: the timeslice does not hold.
+    Unmap,
 }
 
 /// What became of a CPU fault.

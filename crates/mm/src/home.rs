@@ -136,27 +136,25 @@ impl PageWord {
         self.transition(COLLECTED)
     }
 
-    /// The page lives in RAM. Clears `dropped`. For the holder of the block lock.
+    /// The page lives in RAM. It stays `dropped` if it is: the kernel may still be about to take
+    /// its page, until [`PageWord::saw_hole`]. For the holder of the block lock.
     pub fn settle_system(&self) -> WordState {
-        decode(self.update(|word| (word & UNMAPPED) | SYSTEM))
+        self.transition(SYSTEM)
     }
 
-    /// The page lives on a device. For the holder of the block lock.
+    /// The page lives on a device. For the holder of the block lock. An unmapped page does so too,
+    /// until the handler of the unmapping gives it back: it may have been moved, not dropped.
     ///
     /// # Errors
     ///
-    /// The state of the word, when the contents were given up, or the mapping went, since the page
-    /// was collected: the word then says `System`, and the device page was not taken.
+    /// The state of the word, when the contents were given up since the page was collected: the word
+    /// then says `System`, and the device page was not taken.
     pub fn settle_device(&self, page: DevicePage) -> Result<(), WordState> {
-        let before = decode(self.update(|word| match word & FLAGS {
-            0 => DEVICE | encode(page),
-            flags => (flags & UNMAPPED) | SYSTEM,
+        let before = decode(self.update(|word| match word & DROPPED {
+            0 => (word & FLAGS) | DEVICE | encode(page),
+            _ => (word & FLAGS) | SYSTEM,
         }));
-        if before.dropped || before.unmapped {
-            Err(before)
-        } else {
-            Ok(())
-        }
+        if before.dropped { Err(before) } else { Ok(()) }
     }
 
     /// The device page is about to come home. For the holder of the block lock.
@@ -268,6 +266,7 @@ mod tests {
         word.drop_contents();
         assert!(word.settle_device(PAGE).is_err());
         assert_eq!(word.get().home(), Home::System);
+        word.saw_hole();
         assert!(!word.get().dropped);
     }
 
@@ -276,7 +275,13 @@ mod tests {
         let word = PageWord::default();
         word.mark_collected();
         word.unmap();
-        assert!(word.settle_device(PAGE).is_err());
+        assert_eq!(word.settle_device(PAGE), Ok(()));
+        assert_eq!(word.get().home(), Home::Unmapped);
+        assert_eq!(
+            word.get().device_page(),
+            Some(PAGE),
+            "still to be given back"
+        );
         word.settle_system();
         assert_eq!(word.get().home(), Home::Unmapped);
         word.map_again();

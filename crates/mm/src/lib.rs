@@ -45,9 +45,9 @@ pub mod notifier;
 pub mod device_memory;
 pub mod error;
 
-pub use device_memory::{CpuFault, DeviceMemoryOps, FaultOutcome};
+pub use device_memory::{CpuFault, DeviceMemoryOps, FaultOutcome, Wanted};
 pub use error::MmError;
-pub use home::{DeviceMemoryId, DevicePage, DeviceRun, Home, PageWord, WordState};
+pub use home::{DeviceMemoryId, DevicePage, DeviceRun, Home, PageWord, Place, WordState};
 pub use migrate::{Block, Inbound, KeptReason, Leaving, Outbound, Source};
 pub use notifier::{IntervalNotifier, Invalidation, Notifiers, Reason, Sequence, Subscriber};
 pub use rmap::Rmap;

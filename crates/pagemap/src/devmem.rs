@@ -125,8 +125,9 @@ impl Devmem {
         self.timeslice_expiration.store(until, Ordering::Release);
     }
 
-    /// The time before which pages may not leave, if it is not over.
-    pub fn stays_until(&self, now: Time) -> Option<Time> {
+    /// The time before which pages may not leave, if it is not over: the end of the timeslice, if
+    /// that counts, and the next look at a lease, which always counts.
+    pub fn stays_until(&self, now: Time, timeslice: bool) -> Option<Time> {
         /// How soon to look again at a lease, which ends at no known time.
         const LEASE_POLL: Duration = Duration::from_millis(1);
         if self.is_leased() {
@@ -134,7 +135,7 @@ impl Devmem {
         }
         let until = Duration::from_nanos(self.timeslice_expiration.load(Ordering::Acquire));
         let until = Time::since_start(until);
-        (now < until).then_some(until)
+        (timeslice && now < until).then_some(until)
     }
 
     /// Keeps the pages on the device until as many `unlease`s.

@@ -7,7 +7,7 @@
 
 use crate::Pagemap;
 use crate::pieces::{self, Cause};
-use gpusvm_mm::{AddressSpace, Block, CpuFault, FaultOutcome, Inbound};
+use gpusvm_mm::{AddressSpace, Block, CpuFault, FaultOutcome, Inbound, Wanted};
 use gpusvm_types::Span;
 
 pub(crate) fn migrate_to_ram<M: AddressSpace>(
@@ -23,7 +23,7 @@ pub(crate) fn migrate_to_ram<M: AddressSpace>(
     let Some(devmem) = pagemap.zdds.devmem(zdd) else {
         return FaultOutcome::Served;
     };
-    if let Some(until) = devmem.stays_until(mm.now()) {
+    if let Some(until) = devmem.stays_until(mm.now(), fault.wanted == Wanted::Touched) {
         return FaultOutcome::NotBefore(until);
     }
 
@@ -38,7 +38,7 @@ pub(crate) fn migrate_to_ram<M: AddressSpace>(
     let mut pieces = pieces::to_ram(collected.leaving());
     if devmem
         .ops()
-        .copy_to_ram(&mut pieces, Cause::CpuFault)
+        .copy_to_ram(&mut pieces, cause(fault.wanted))
         .is_err()
     {
         return FaultOutcome::Failed;
@@ -47,5 +47,14 @@ pub(crate) fn migrate_to_ram<M: AddressSpace>(
     match collected.commit() {
         Ok(()) => FaultOutcome::Served,
         Err(_) => FaultOutcome::Failed,
+    }
+}
+
+const fn cause(wanted: Wanted) -> Cause {
+    match wanted {
+        Wanted::Touched => Cause::CpuFault,
+        Wanted::Asked => Cause::Asked,
+        Wanted::Fork => Cause::Fork,
+        Wanted::Unmap => Cause::Unmap,
     }
 }

@@ -1,0 +1,174 @@
+//! What fork does: everything comes home first, the child gets plain memory and an inert engine.
+//!
+//! ```text
+//!   prepare   close every gate, wait for migrations to devices, bring all pages home
+//!   fork
+//!   parent    open the gates
+//!   child     every engine is gone: calls answer so, memory is plain
+//! ```
+//!
+//! A raw `clone` without these handlers gets memory that is not registered in the child: pages that
+//! live on a device then read as zeroes there. That is what `pthread_atfork` cannot see; who clones
+//! by hand brings memory home first.
+//!
+//! # Locking
+//!
+//! A migration to a device holds a [`Pass`]; the gate waits for all of them. A migration home needs
+//! none, so CPU faults are served all the time.
+
+use crate::process::Process;
+use crate::sys::futex;
+use gpusvm_mm::Wanted;
+use gpusvm_sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use gpusvm_sync::{Arc, Mutex, Weak};
+use std::sync::Once;
+
+/// Lets migrations to devices through, except while the process forks.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    /// Passes given out, and `CLOSED`.
+    state: AtomicU32,
+    /// How many forks are under way.
+    closers: Mutex<u32>,
+}
+
+/// Evidence that the process does not fork.
+#[derive(Debug)]
+pub(crate) struct Pass<'a>(&'a Gate);
+
+const CLOSED: u32 = 1 << 31;
+
+impl Gate {
+    /// Waits until the gate is open. `None` in a child of fork.
+    pub(crate) fn pass(&self) -> Option<Pass<'_>> {
+        loop {
+            let now = self.state.load(Ordering::Acquire);
+            if now & CLOSED != 0 {
+                if is_child() {
+                    return None;
+                }
+                futex::wait(&self.state, now, None);
+                continue;
+            }
+            let given =
+                self.state
+                    .compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Relaxed);
+            if given.is_ok() {
+                return Some(Pass(self));
+            }
+        }
+    }
+
+    fn close(&self) {
+        let mut closers = self.closers.lock();
+        *closers += 1;
+        drop(closers);
+        let mut now = self.state.fetch_or(CLOSED, Ordering::AcqRel) | CLOSED;
+        while now != CLOSED {
+            futex::wait(&self.state, now, None);
+            now = self.state.load(Ordering::Acquire);
+        }
+    }
+
+    fn open(&self) {
+        let mut closers = self.closers.lock();
+        *closers -= 1;
+        if *closers == 0 {
+            self.state.fetch_and(!CLOSED, Ordering::AcqRel);
+            futex::wake(&self.state, u32::MAX);
+        }
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        let before = self.0.state.fetch_sub(1, Ordering::AcqRel);
+        if before == CLOSED + 1 {
+            futex::wake(&self.0.state, u32::MAX);
+        }
+    }
+}
+
+/// The engines of this process.
+static ENGINES: Mutex<Vec<Weak<Process>>> = Mutex::new(Vec::new());
+/// Set in a child of a process that had engines.
+static CHILD: AtomicBool = AtomicBool::new(false);
+
+/// Whether this is a child of fork, whose engines are its parent's.
+pub(crate) fn is_child() -> bool {
+    CHILD.load(Ordering::Acquire)
+}
+
+/// Brings the pages of `process` home before each fork from now on.
+pub(crate) fn watch(process: &Arc<Process>) {
+    static HANDLERS: Once = Once::new();
+    HANDLERS.call_once(|| {
+        // SAFETY: the handlers are functions of this crate, which is never unloaded.
+        unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+    });
+    let mut engines = ENGINES.lock();
+    engines.retain(|engine| engine.strong_count() > 0);
+    engines.push(Arc::downgrade(process));
+}
+
+fn each_engine(act: impl Fn(&Process)) {
+    // Copied: an engine that ends meanwhile is dropped here, without the lock.
+    let engines: Vec<_> = ENGINES.lock().iter().filter_map(Weak::upgrade).collect();
+    engines.iter().for_each(|engine| act(engine));
+}
+
+/// Engines whose gates `prepare` closed, for `parent` to open.
+static CLOSED_BY_US: Mutex<Vec<Arc<Process>>> = Mutex::new(Vec::new());
+
+unsafe extern "C" fn prepare() {
+    if is_child() {
+        return;
+    }
+    each_engine(|engine| engine.gate.close());
+    let engines: Vec<_> = ENGINES.lock().iter().filter_map(Weak::upgrade).collect();
+    for engine in &engines {
+        engine.bring_all_home(Wanted::Fork);
+    }
+    CLOSED_BY_US.lock().extend(engines);
+}
+
+unsafe extern "C" fn parent() {
+    if is_child() {
+        return;
+    }
+    let engines = core::mem::take(&mut *CLOSED_BY_US.lock());
+    engines.iter().for_each(|engine| engine.gate.open());
+}
+
+unsafe extern "C" fn child() {
+    CHILD.store(true, Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::time::Duration;
+
+    #[test]
+    fn a_closed_gate_lets_nobody_through_until_it_opens() {
+        let gate = Gate::default();
+        let through = AtomicU32::new(0);
+        let pass = gate.pass().unwrap();
+        std::thread::scope(|scope| {
+            let closer = scope.spawn(|| gate.close());
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!closer.is_finished(), "somebody is inside");
+            drop(pass);
+            closer.join().unwrap();
+            let waiting = scope.spawn(|| {
+                let _pass = gate.pass().unwrap();
+                through.store(1, Ordering::Release);
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(through.load(Ordering::Acquire), 0);
+            gate.open();
+            waiting.join().unwrap();
+        });
+        assert_eq!(through.into_inner(), 1);
+    }
+}

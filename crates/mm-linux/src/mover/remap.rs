@@ -1,0 +1,111 @@
+//! Pages by `mprotect` and `mremap`: where there is no userfaultfd at all.
+//!
+//! ```text
+//!   out    app  RW ----mprotect(NONE)----> app  NONE ----mremap(DONTUNMAP)----> app NONE, no pages
+//!                                                                               slot NONE -> RW
+//!   in     slot RW, filled ----mremap(DONTUNMAP)----> app RW, whole and at once; slot RW, no pages
+//! ```
+//!
+//! A touch of a closed page is a SIGSEGV; the handler of `gpusvm-guarded` lets the thread sleep until
+//! the page is home. Holes are not told from pages: what was never touched is copied as zeroes.
+
+use super::{Filled, Mover, slot_run};
+use crate::region::BlockState;
+use crate::source::signals;
+use crate::sys::map::{self, Source as RemapSource};
+use gpusvm_mm::Source;
+use gpusvm_types::{DmaAddr, PageCount, Span, VirtAddr};
+use rustix::io::Errno;
+use rustix::mm::MprotectFlags;
+
+/// Pages by `mprotect` and `mremap`.
+#[derive(Debug)]
+pub(crate) struct Remapper;
+
+const OPEN: MprotectFlags = MprotectFlags::READ.union(MprotectFlags::WRITE);
+
+impl Mover for Remapper {
+    fn arm(&self, _: Span) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn disarm(&self, _: Span) {}
+
+    fn takes_to_slot(&self) -> bool {
+        true
+    }
+
+    fn take_out(&self, run: Span, slot: VirtAddr, sources: &mut [Source]) -> Result<(), Errno> {
+        // SAFETY: who touches the run from now on sleeps in the handler until it is open again.
+        unsafe { map::protect(run, MprotectFlags::empty()) }?;
+        // SAFETY: nobody can touch the run, and the slot is ours and empty.
+        let moved = unsafe { remap(run, slot) };
+        if let Err(errno) = moved {
+            // What moved before the failure comes back; what did not is opened.
+            // SAFETY: as above, the other way round.
+            let _ = unsafe { remap(slot_run(run, slot), run.start()) };
+            // SAFETY: opens what was open.
+            unsafe { map::protect(run, OPEN) }?;
+            return Err(errno);
+        }
+        // SAFETY: opens a slot of ours.
+        unsafe { map::protect(slot_run(run, slot), OPEN) }?;
+        for (page, source) in run.pages().zip(sources.iter_mut()) {
+            let place = slot + page.start().offset_from(run.start());
+            *source = Source::Page(DmaAddr::new(place.get()));
+        }
+        Ok(())
+    }
+
+    fn settle(&self, _: Span, _: &[Source], _: &BlockState) {}
+
+    fn put_back(&self, run: Span, slot: VirtAddr, _: &[Source]) -> Result<(), Errno> {
+        self.fill(run, slot).map(drop)
+    }
+
+    fn fill(&self, run: Span, slot: VirtAddr) -> Result<Filled, Errno> {
+        // SAFETY: the slot holds what the pages are to become; the run is closed, without pages.
+        unsafe { remap(slot_run(run, slot), run.start()) }?;
+        self.wake(run);
+        Ok(Filled::Moved)
+    }
+
+    fn warm_up(&self, _: Span, _: VirtAddr) -> Result<(), Errno> {
+        // The slot's pages appear as the copy touches them.
+        Ok(())
+    }
+
+    fn zero_fill(&self, run: Span) {
+        // Missing pages of open memory are the kernel's own to fill.
+        self.wake(run);
+    }
+
+    fn wake(&self, span: Span) {
+        signals::wake(span);
+    }
+
+    fn poison(&self, page: Span) {
+        signals::refuse(page);
+    }
+}
+
+/// Moves `from` to `to`. The kernel moves one mapping at a time, and a block that came and went in
+/// pieces is several: then it is moved in halves.
+///
+/// # Safety
+///
+/// As [`map::remap_fixed`].
+unsafe fn remap(from: Span, to: VirtAddr) -> Result<(), Errno> {
+    // SAFETY: as the caller promises.
+    match unsafe { map::remap_fixed(from, to, RemapSource::Kept) } {
+        Err(Errno::FAULT | Errno::INVAL) if from.page_count() > PageCount::ONE => {}
+        result => return result,
+    }
+    let half = PageCount::new(from.page_count().get() / 2);
+    let low = Span::of_pages(from.first_page(), half);
+    let high = Span::new(low.end(), from.end()).expect("a run of two pages and up has two halves");
+    // SAFETY: as the caller promises.
+    unsafe { remap(low, to) }?;
+    // SAFETY: as the caller promises.
+    unsafe { remap(high, to + low.len()) }
+}

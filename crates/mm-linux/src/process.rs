@@ -1,0 +1,207 @@
+//! The address space of this process.
+
+use crate::block::{BlockGuard, NotHere};
+use crate::delay::Delays;
+use crate::events::Events;
+use crate::fork::{self, Gate};
+use crate::handler::Crew;
+use crate::memories::Memories;
+use crate::mover::Mover;
+use crate::region::Region;
+use crate::regions::Regions;
+use crate::source::FaultSource;
+use crate::staging::Staging;
+use crate::stats::Counters;
+use crate::sys::map::Mapping;
+use crate::sys::pagemap::PageMap;
+use crate::sys::probe::Rung;
+use crate::sys::procmap::VmaTable;
+use gpusvm_mm::{AddressSpace, FaultOutcome, Notifiers, Wanted};
+use gpusvm_sync::Mutex;
+use gpusvm_sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+mod start; // how it comes to be, on which rung
+mod adopt; // what is mirrored
+mod space; // the contract
+
+pub use adopt::AdoptError;
+pub use start::{Options, StartError};
+
+/// The address space of this process, as far as it is mirrored.
+///
+/// Started with [`Process::start`], ended with [`Process::stop`]; in between its handlers keep it
+/// alive.
+#[derive(Debug)]
+pub struct Process {
+    pub(crate) regions: Regions,
+    pub(crate) staging: Staging,
+    pub(crate) mover: Box<dyn Mover>,
+    pub(crate) source: Box<dyn FaultSource>,
+    pub(crate) notifiers: Notifiers,
+    pub(crate) memories: Memories,
+    pub(crate) events: Events,
+    pub(crate) delays: Delays,
+    pub(crate) crew: Crew,
+    pub(crate) gate: Gate,
+    pub(crate) counters: Counters,
+    rung: Rung,
+    vmas: VmaTable,
+    pages: PageMap,
+    began: Instant,
+    stopping: AtomicBool,
+    handlers: [AtomicI32; crate::handler::HANDLERS],
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Memory allocated here, to be unmapped.
+    owned: Mutex<Vec<Mapping>>,
+}
+
+impl Process {
+    /// The rung of the capability ladder that it stands on.
+    pub fn rung(&self) -> Rung {
+        self.rung
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> crate::MmStats {
+        self.counters.snapshot()
+    }
+
+    /// The ids of the threads that serve faults.
+    pub fn handler_threads(&self) -> Vec<i32> {
+        let ids = self.handlers.iter().map(|id| id.load(Ordering::Acquire));
+        ids.filter(|id| *id != 0).collect()
+    }
+
+    /// How many pages live on devices.
+    pub fn pages_on_devices(&self) -> PageCount {
+        self.memories.pages_in_use()
+    }
+
+    /// The most RAM that the engine keeps between migrations.
+    pub fn staging_limit(&self) -> ByteSize {
+        Staging::max_idle()
+    }
+
+    /// Brings every page of `span` home, for a system call, or another process, to see them.
+    /// Timeslices do not hold; leases are waited for.
+    ///
+    /// # Errors
+    ///
+    /// The first page that could not come home.
+    pub fn bring_home(&self, span: Span) -> Result<(), gpusvm_mm::MmError> {
+        self.bring_parts_home(span, Wanted::Asked)
+    }
+
+    /// Ends it: what is on a device comes home, handlers end, nothing is registered any more. All
+    /// ranges must be gone. What was adopted stays with its owner.
+    pub fn stop(&self) {
+        if self.stopping.load(Ordering::Acquire) || fork::is_child() {
+            return;
+        }
+        self.bring_all_home(Wanted::Asked);
+        self.events.sync();
+        for part in self.regions.all() {
+            self.unmirror(part.span);
+        }
+        self.stopping.store(true, Ordering::Release);
+        self.source.interrupt();
+        self.events.stop();
+        for thread in core::mem::take(&mut *self.threads.lock()) {
+            // A handler that panicked outside of a fault has been reported by the panic itself.
+            let _ = thread.join();
+        }
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether calls still make sense.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.is_stopping() || fork::is_child()
+    }
+
+    pub(crate) fn handler_started(&self, id: i32) {
+        let free = self.handlers.iter().find(|slot| {
+            slot.compare_exchange(0, id, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+        });
+        debug_assert!(free.is_some(), "more handlers than there are");
+    }
+
+    /// As far as possible; what could not come home is reported.
+    pub(crate) fn bring_all_home(&self, wanted: Wanted) {
+        for part in self.regions.all() {
+            if let Err(error) = self.bring_parts_home(part.span, wanted) {
+                self.report(format_args!("{error}"));
+            }
+        }
+    }
+
+    fn bring_parts_home(&self, span: Span, wanted: Wanted) -> Result<(), gpusvm_mm::MmError> {
+        for part in self.regions.parts_in(span) {
+            for piece in part.span.blocks() {
+                self.bring_block_home(piece, wanted)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bring_block_home(&self, piece: Span, wanted: Wanted) -> Result<(), gpusvm_mm::MmError> {
+        loop {
+            let block = BlockGuard::lock(self, piece.start());
+            let Ok(mut block) = block else { return Ok(()) };
+            let outcome = block.bring_home(piece, wanted);
+            drop(block);
+            match outcome {
+                FaultOutcome::Served => return Ok(()),
+                FaultOutcome::NotBefore(due) => std::thread::sleep(due.since(self.now())),
+                FaultOutcome::Failed => {
+                    return Err(gpusvm_mm::MmError::StuckOnDevice { at: piece.start() });
+                }
+            }
+        }
+    }
+
+    /// Says something that somebody has to know, on the standard error.
+    pub(crate) fn report(&self, what: core::fmt::Arguments<'_>) {
+        eprintln!("gpusvm: {what}");
+    }
+
+    /// Pages could not be put back to where they came from: the one thing that must not happen.
+    pub(crate) fn report_lost(&self, span: Span, errno: rustix::io::Errno) {
+        self.report(format_args!("the pages of {span} were lost: {errno}"));
+    }
+
+    pub(crate) fn not_mirrored(span: Span) -> impl FnOnce(NotHere) -> gpusvm_mm::MmError {
+        move |_| gpusvm_mm::MmError::NotMirrored { span }
+    }
+
+    /// Clears the marks of dropped pages of RAM that the kernel has taken by now.
+    pub(crate) fn settle_holes(&self, region: &Region, span: Span) {
+        let is_dropped = |page| region.word(page).get().dropped;
+        for page in span.pages().filter(|page| is_dropped(*page)) {
+            let span = Span::page_of(page.start());
+            let mut there = [crate::sys::pagemap::Region::EMPTY];
+            if self
+                .pages
+                .scan(span, &mut there)
+                .is_ok_and(|scanned| scanned.regions == 0)
+            {
+                region.word(page).saw_hole();
+            }
+        }
+    }
+
+    fn thread(&self, thread: JoinHandle<()>) {
+        self.threads.lock().push(thread);
+    }
+}
+
+/// The block that holds an address, as an error would name it.
+pub(crate) fn piece_of(span: Span, at: VirtAddr) -> Option<Span> {
+    span.intersection(Span::block_of(at))
+}

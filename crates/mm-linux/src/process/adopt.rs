@@ -1,0 +1,212 @@
+//! What is mirrored: memory allocated here, and memory adopted.
+
+use super::Process;
+use crate::block::BlockGuard;
+use crate::region::Region;
+use crate::sys::map::Request;
+use crate::sys::thp::Thp;
+use gpusvm_mm::{AddressSpace, Block, MmError, Reason, VmaKind, Wanted};
+use gpusvm_sync::Arc;
+use gpusvm_sync::atomic::Ordering;
+use gpusvm_types::{BLOCK_SIZE, ByteSize, Span, VirtAddr};
+use rustix::io::Errno;
+
+/// Why memory cannot be mirrored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// Nothing to mirror: no whole page.
+    #[error("no whole page is in {len} at {at}")]
+    Empty {
+        /// Where.
+        at: VirtAddr,
+        /// How long.
+        len: ByteSize,
+    },
+    /// Not all of it is mapped.
+    #[error("{at} is not mapped")]
+    Unmapped {
+        /// The first address that is not.
+        at: VirtAddr,
+    },
+    /// Files, shared memory and huge pages of hugetlbfs cannot move.
+    #[error("{mapping} is not private anonymous memory")]
+    NotAnonymous {
+        /// The mapping that is not.
+        mapping: Span,
+    },
+    /// It could not be put back where it is read-only.
+    #[error("{mapping} is not writable")]
+    NotWritable {
+        /// The mapping that is not.
+        mapping: Span,
+    },
+    /// Some of it is mirrored already.
+    #[error("{other} is mirrored already")]
+    Overlaps {
+        /// What is mirrored.
+        other: Span,
+    },
+    /// Userfaultfd of the program, or of another engine, has it.
+    #[error("{span} is registered with another userfaultfd")]
+    Taken {
+        /// What was to be mirrored.
+        span: Span,
+    },
+    /// The last rung hears of no unmapping, so only memory allocated here can be mirrored on it.
+    #[error("memory of others cannot be mirrored without userfaultfd: allocate it here")]
+    NotOnThisRung,
+    /// No memory for it, or more than an address space holds.
+    #[error("no memory for {len}")]
+    NoMemory {
+        /// What was asked for.
+        len: ByteSize,
+    },
+    /// The engine has ended, or this is a child of fork.
+    #[error("the engine is gone")]
+    Gone,
+}
+
+impl Process {
+    /// Allocates mirrored memory: zeroed, private, as huge pages where the system allows them.
+    ///
+    /// # Errors
+    ///
+    /// `Empty` for no bytes, `NoMemory`, `Gone`.
+    pub fn allocate(&self, len: ByteSize) -> Result<Span, AdoptError> {
+        let no_memory = AdoptError::NoMemory { len };
+        if len.is_zero() {
+            return Err(AdoptError::Empty {
+                at: VirtAddr::new(0),
+                len,
+            });
+        }
+        // More than any address space: sizes beyond it must not overflow further down.
+        if len > ByteSize::new(1 << 47) {
+            return Err(no_memory);
+        }
+        if self.is_gone() {
+            return Err(AdoptError::Gone);
+        }
+        let request = Request::new(len);
+        let large = len >= BLOCK_SIZE;
+        let request = if large { request.aligned() } else { request };
+        let request = if large && Thp::read() != Thp::Never {
+            request.huge()
+        } else {
+            request
+        };
+        let mapping = request.map().map_err(|_| no_memory)?;
+        let span = mapping.span();
+        self.mirror(span).map_err(|error| match error {
+            AdoptError::NoMemory { .. } => no_memory,
+            other => other,
+        })?;
+        self.owned.lock().push(mapping);
+        Ok(span)
+    }
+
+    /// Gives memory of `allocate` back: all of it, which must be what one call returned.
+    pub fn free(&self, span: Span) {
+        if !self.is_gone() {
+            self.unmirror(span);
+        }
+        let mapping = {
+            let mut owned = self.owned.lock();
+            let at = owned.iter().position(|mapping| mapping.span() == span);
+            at.map(|at| owned.swap_remove(at))
+        };
+        debug_assert!(mapping.is_some(), "{span} was not allocated here");
+    }
+
+    /// Mirrors memory of the program: the whole pages in `len` bytes at `at`, which must be private,
+    /// anonymous and writable. It stays the program's, to use and to unmap.
+    ///
+    /// # Errors
+    ///
+    /// See [`AdoptError`]: each names what is wrong with which part.
+    pub fn adopt(&self, at: VirtAddr, len: ByteSize) -> Result<Span, AdoptError> {
+        if self.is_gone() {
+            return Err(AdoptError::Gone);
+        }
+        if self.rung == crate::Rung::Signals {
+            return Err(AdoptError::NotOnThisRung);
+        }
+        let span = Span::inside(at, len).map_err(|_| AdoptError::Empty { at, len })?;
+        // What was unmapped there before must be out of the table.
+        self.events.sync();
+        self.check_adoptable(span)?;
+        self.mirror(span)?;
+        // Registered once, to hear of trouble now rather than in a device's fault.
+        if let Err(MmError::System { .. }) = self.arm(span) {
+            self.unmirror(span);
+            return Err(AdoptError::Taken { span });
+        }
+        self.disarm(span);
+        Ok(span)
+    }
+
+    /// Ends `adopt`: everything comes home and is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// The first page that could not come home; then all of it stays mirrored.
+    pub fn unadopt(&self, span: Span) -> Result<(), MmError> {
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        self.bring_parts_home(span, Wanted::Asked)?;
+        self.unmirror(span);
+        Ok(())
+    }
+
+    fn check_adoptable(&self, span: Span) -> Result<(), AdoptError> {
+        let mut at = span.start();
+        while at < span.end() {
+            let vma = self.find_vma(at).map_err(|_| AdoptError::Gone)?;
+            let vma = vma.filter(|vma| vma.span.contains(at));
+            let vma = vma.ok_or(AdoptError::Unmapped { at })?;
+            if vma.kind != VmaKind::PrivateAnonymous {
+                return Err(AdoptError::NotAnonymous { mapping: vma.span });
+            }
+            if !vma.writable {
+                return Err(AdoptError::NotWritable { mapping: vma.span });
+            }
+            at = vma.span.end();
+        }
+        Ok(())
+    }
+
+    fn mirror(&self, span: Span) -> Result<(), AdoptError> {
+        let no_memory = |_: Errno| AdoptError::NoMemory { len: span.len() };
+        let region = Region::new(span).map(Arc::new).map_err(no_memory)?;
+        // Devices may have mapped it in place: from now on it can move.
+        self.notifiers.invalidate(&gpusvm_mm::Invalidation {
+            span,
+            reason: Reason::Unmap,
+        });
+        self.regions
+            .insert(region)
+            .map_err(|other| AdoptError::Overlaps { other })
+    }
+
+    /// Forgets a mirrored span: what devices have of it is dropped, nothing is registered any more.
+    pub(super) fn unmirror(&self, span: Span) {
+        for part in self.regions.parts_in(span) {
+            for piece in part.span.blocks() {
+                let Ok(block) = BlockGuard::lock(self, piece.start()) else {
+                    continue;
+                };
+                for page in piece.pages() {
+                    part.region.word(page).unmap();
+                }
+                block.invalidate(piece, Reason::Unmap);
+                block.release_unmapped(piece);
+                if block.state().armed.swap(0, Ordering::Relaxed) > 0 {
+                    self.mover.disarm(block.span());
+                }
+            }
+        }
+        self.regions.remove(span);
+    }
+}

@@ -1,0 +1,210 @@
+//! The contract of an address space, kept by this process.
+
+use super::{Process, piece_of};
+use crate::block::BlockGuard;
+use core::time::Duration;
+use gpusvm_mm::{
+    AddressSpace, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home, Mirror,
+    MmError, Notifiers, Place, Time, Vma, VmaKind, Wanted,
+};
+use gpusvm_sync::Arc;
+use gpusvm_sync::atomic::Ordering;
+use gpusvm_types::{OwnerId, PageCount, PageIndex, Span, VirtAddr};
+use rustix::io::Errno;
+
+/// How long `range_fault` waits for pages to stop moving: the kernel's `HMM_RANGE_DEFAULT_TIMEOUT`.
+const RANGE_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl AddressSpace for Process {
+    type Block<'a> = BlockGuard<'a>;
+
+    fn now(&self) -> Time {
+        Time::since_start(self.began.elapsed())
+    }
+
+    fn find_vma(&self, at: VirtAddr) -> Result<Option<Vma>, MmError> {
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        let found = self.vmas.find(at).map_err(|errno| MmError::System {
+            call: "looking a mapping up",
+            span: Span::page_of(at),
+            errno: errno.raw_os_error(),
+        })?;
+        Ok(found.map(|vma| Vma {
+            span: vma.span,
+            readable: vma.read,
+            writable: vma.write,
+            kind: match vma.anonymous_private && !vma.hugetlb {
+                true => VmaKind::PrivateAnonymous,
+                false => VmaKind::Other,
+            },
+        }))
+    }
+
+    fn mirrored(&self, at: VirtAddr) -> Mirror {
+        self.regions.mirror(at)
+    }
+
+    fn notifiers(&self) -> &Notifiers {
+        &self.notifiers
+    }
+
+    fn add_device_memory(
+        &self,
+        pages: PageCount,
+        owner: OwnerId,
+        ops: Arc<dyn DeviceMemoryOps<Self>>,
+    ) -> Result<DeviceMemoryId, MmError> {
+        self.memories.add(pages, owner, ops)
+    }
+
+    fn arm(&self, span: Span) -> Result<(), MmError> {
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        for piece in span.blocks() {
+            let block = BlockGuard::lock(self, piece.start()).map_err(Self::not_mirrored(piece));
+            let armed = block.and_then(|block| self.arm_block(&block));
+            if let Err(error) = armed {
+                if let Ok(done) = Span::new(span.start(), piece.start()) {
+                    self.disarm(done);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn disarm(&self, span: Span) {
+        for piece in span.blocks() {
+            // Unmapped and forgotten meanwhile: nothing is registered.
+            let Ok(block) = BlockGuard::lock(self, piece.start()) else {
+                continue;
+            };
+            let armed = &block.state().armed;
+            let left = armed.load(Ordering::Relaxed).saturating_sub(1);
+            let on_device = |page| !matches!(block.region.word(page).get().place, Place::System);
+            if left == 0 && block.span().pages().any(on_device) {
+                // Still on a device: armed until the mapping ends, or another range lets go.
+                continue;
+            }
+            let before = armed.swap(left, Ordering::Relaxed);
+            if before > 0 && left == 0 {
+                self.mover.disarm(block.span());
+            }
+        }
+    }
+
+    fn lock_block(&self, span: Span) -> Result<Self::Block<'_>, MmError> {
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        if piece_of(span, span.start()) != Some(span) {
+            return Err(MmError::CrossesBlock { span });
+        }
+        let block = BlockGuard::lock(self, span.start()).map_err(Self::not_mirrored(span))?;
+        if block.span().covers(span) {
+            Ok(block)
+        } else {
+            Err(MmError::NotMirrored { span })
+        }
+    }
+
+    fn lock_device_page(&self, page: DevicePage) -> Option<(Self::Block<'_>, PageIndex)> {
+        loop {
+            let at = self.memories.address_of(page)?;
+            let block = BlockGuard::lock(self, at.start()).ok()?;
+            // It may have moved to another address, or home, before the lock was held.
+            if self.memories.address_of(page) == Some(at) {
+                return Some((block, at));
+            }
+        }
+    }
+
+    fn range_fault(
+        &self,
+        span: Span,
+        owner: Option<OwnerId>,
+        homes: &mut [Home],
+    ) -> Result<(), MmError> {
+        let deadline = self.now().after(RANGE_TIMEOUT);
+        while !self.snapshot(span, owner, homes)? {
+            if self.now() > deadline {
+                return Err(MmError::Unstable { span });
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    fn arm_block(&self, block: &BlockGuard<'_>) -> Result<(), MmError> {
+        let armed = &block.state().armed;
+        if armed.fetch_add(1, Ordering::Relaxed) > 0 {
+            return Ok(());
+        }
+        self.mover.arm(block.span()).map_err(|errno: Errno| {
+            armed.fetch_sub(1, Ordering::Relaxed);
+            let errno = errno.raw_os_error();
+            MmError::System {
+                call: "registering with userfaultfd",
+                span: block.span(),
+                errno,
+            }
+        })
+    }
+
+    /// Looks at the homes once. `false` when a page is on the move, or was brought home.
+    fn snapshot(
+        &self,
+        span: Span,
+        owner: Option<OwnerId>,
+        homes: &mut [Home],
+    ) -> Result<bool, MmError> {
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        for piece in span.blocks() {
+            let part = self
+                .regions
+                .find(piece.start())
+                .filter(|part| part.span.covers(piece));
+            let part = part.ok_or(MmError::NotMirrored { span: piece })?;
+            for page in piece.pages() {
+                let home = part.region.word(page).get().home();
+                homes[span.index_of(page)] = home;
+                match home {
+                    Home::System | Home::Unmapped => {}
+                    Home::Moving => {
+                        // Whoever moves it holds the block; a dropped page needs somebody to.
+                        let block = BlockGuard::lock(self, page.start());
+                        if let Ok(block) = block {
+                            block.release_dropped(piece);
+                        }
+                        return Ok(false);
+                    }
+                    Home::Device(device) if Some(self.memories.of(device).owner) == owner => {}
+                    Home::Device(_) => return self.bring_foreign_home(piece, page).map(|()| false),
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn bring_foreign_home(&self, piece: Span, page: PageIndex) -> Result<(), MmError> {
+        let Ok(mut block) = BlockGuard::lock(self, page.start()) else {
+            return Ok(());
+        };
+        match block.bring_home(piece, Wanted::Asked) {
+            FaultOutcome::Served => Ok(()),
+            FaultOutcome::NotBefore(due) => {
+                drop(block);
+                std::thread::sleep(due.since(self.now()));
+                Ok(())
+            }
+            FaultOutcome::Failed => Err(MmError::StuckOnDevice { at: page.start() }),
+        }
+    }
+}

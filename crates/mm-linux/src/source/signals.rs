@@ -1,0 +1,220 @@
+//! SIGSEGV in the place of userfaultfd: the last rung.
+//!
+//! ```text
+//!   thread: touch -> SIGSEGV -> hook: is the page mirrored and away?
+//!                                 |- no: not ours, or there again: chain, or retry
+//!                                 `- yes: claim a slot, ring the bell, sleep on the slot
+//!   handler: next() -> slot -> serve -> wake(span): the slots of the span are let go
+//! ```
+//!
+//! The hook runs in a signal handler: it uses atomics and futexes, and nothing else.
+//!
+//! # Locking
+//!
+//! None in the hook but the region table's, to read, which is never held by a thread that can fault.
+
+use super::{Arrival, FaultSource};
+use crate::StartError;
+use crate::process::Process;
+use crate::sys::futex;
+use crate::sys::uffd::Event;
+use core::time::Duration;
+use gpusvm_guarded::{FaultInfo, HookVerdict};
+use gpusvm_mm::{AddressSpace, Place};
+use gpusvm_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use gpusvm_sync::{Arc, Weak};
+use gpusvm_types::{ByteSize, Span, VirtAddr};
+use std::sync::RwLock;
+
+/// How many threads can wait at once. One more waits for a slot.
+const SLOTS: usize = 128;
+/// How long a thread sleeps before it looks for itself whether its page is there.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// A thread that waits for a page.
+#[derive(Debug)]
+struct Slot {
+    state: AtomicU32,
+    at: AtomicU64,
+}
+
+const FREE: u32 = 0;
+const CLAIMED: u32 = 1;
+/// Not seen by a handler yet.
+const POSTED: u32 = 2;
+const TAKEN: u32 = 3;
+const LET_GO: u32 = 4;
+const REFUSED: u32 = 5;
+
+static WAITING: [Slot; SLOTS] = [const {
+    Slot {
+        state: AtomicU32::new(FREE),
+        at: AtomicU64::new(0),
+    }
+}; SLOTS];
+/// Counts postings: handlers sleep on it.
+static BELL: AtomicU32 = AtomicU32::new(0);
+/// The engine on this rung. Read in the signal handler: written before its first page is away.
+static ENGINE: RwLock<Weak<Process>> = RwLock::new(Weak::new());
+static TAKEN_BY_ONE: AtomicBool = AtomicBool::new(false);
+
+/// SIGSEGV in the place of userfaultfd.
+#[derive(Debug)]
+pub(crate) struct SignalSource {
+    stopped: AtomicBool,
+}
+
+impl SignalSource {
+    /// Installs the handler of the process.
+    pub(crate) fn install() -> Result<Self, StartError> {
+        if TAKEN_BY_ONE.swap(true, Ordering::AcqRel) {
+            return Err(StartError::SignalsTaken);
+        }
+        let failed = |error| StartError::System {
+            what: "installing a SIGSEGV handler",
+            error,
+        };
+        gpusvm_guarded::install().map_err(failed)?;
+        gpusvm_guarded::set_fault_hook(on_fault);
+        Ok(Self {
+            stopped: AtomicBool::new(false),
+        })
+    }
+
+    /// Says whose pages are away.
+    pub(crate) fn serve(process: &Arc<Process>) {
+        if let Ok(mut engine) = ENGINE.write() {
+            *engine = Arc::downgrade(process);
+        }
+    }
+}
+
+impl Drop for SignalSource {
+    fn drop(&mut self) {
+        TAKEN_BY_ONE.store(false, Ordering::Release);
+    }
+}
+
+impl FaultSource for SignalSource {
+    fn next(&self, timeout: Option<Duration>, _: &mut dyn FnMut(Event)) -> Option<Arrival> {
+        let heard = BELL.load(Ordering::Acquire);
+        if let Some(arrival) = take_posted() {
+            return Some(arrival);
+        }
+        if !self.stopped.load(Ordering::Acquire) {
+            futex::wait(&BELL, heard, timeout);
+        }
+        take_posted()
+    }
+
+    fn interrupt(&self) {
+        self.stopped.store(true, Ordering::Release);
+        ring();
+    }
+}
+
+fn take_posted() -> Option<Arrival> {
+    let posted = WAITING.iter().find(|slot| {
+        let taken = slot
+            .state
+            .compare_exchange(POSTED, TAKEN, Ordering::AcqRel, Ordering::Relaxed);
+        taken.is_ok()
+    })?;
+    let at = VirtAddr::new(posted.at.load(Ordering::Acquire));
+    Some(Arrival {
+        at,
+        protected: false,
+        tid: None,
+    })
+}
+
+fn ring() {
+    BELL.fetch_add(1, Ordering::AcqRel);
+    futex::wake(&BELL, u32::MAX);
+}
+
+/// Threads that wait for a page of `span` try again.
+pub(crate) fn wake(span: Span) {
+    answer(span, LET_GO);
+}
+
+/// Threads that wait for the page get the signal they would have got without us.
+pub(crate) fn refuse(page: Span) {
+    answer(page, REFUSED);
+}
+
+fn answer(span: Span, verdict: u32) {
+    for slot in &WAITING {
+        let state = slot.state.load(Ordering::Acquire);
+        let waits = state == POSTED || state == TAKEN;
+        if waits && span.contains(VirtAddr::new(slot.at.load(Ordering::Acquire))) {
+            let answered =
+                slot.state
+                    .compare_exchange(state, verdict, Ordering::AcqRel, Ordering::Relaxed);
+            if answered.is_ok() {
+                futex::wake(&slot.state, u32::MAX);
+            }
+        }
+    }
+}
+
+/// In the signal handler, on the thread that faulted.
+fn on_fault(fault: &FaultInfo) -> HookVerdict {
+    let at = VirtAddr::new(ByteSize::from_usize(fault.addr).get());
+    // Written once, before any page is away; never waited for in a signal handler.
+    let Some(process) = ENGINE.try_read().ok().and_then(|engine| engine.upgrade()) else {
+        return HookVerdict::NotMine;
+    };
+    let verdict = judge(&process, at, fault.write);
+    // Not the last reference, which its threads hold: nothing is freed in a signal handler.
+    drop(process);
+    verdict
+}
+
+fn judge(process: &Process, at: VirtAddr, write: bool) -> HookVerdict {
+    let Some(part) = process.regions.find(at) else {
+        return HookVerdict::NotMine;
+    };
+    if part.region.word(at.page()).get().place == Place::System {
+        // There again by now, or never the engine's doing: a program that protects its own pages.
+        let vma = process
+            .find_vma(at)
+            .ok()
+            .flatten()
+            .filter(|vma| vma.span.contains(at));
+        let allowed = vma.is_some_and(|vma| if write { vma.writable } else { vma.readable });
+        return if allowed {
+            HookVerdict::Retry
+        } else {
+            HookVerdict::NotMine
+        };
+    }
+    match wait_for(at) {
+        REFUSED => HookVerdict::NotMine,
+        _ => HookVerdict::Retry,
+    }
+}
+
+/// Sleeps until a handler answers, or long enough to look again.
+fn wait_for(at: VirtAddr) -> u32 {
+    let claim = |slot: &&Slot| {
+        slot.state
+            .compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    };
+    let Some(slot) = WAITING.iter().find(claim) else {
+        std::thread::yield_now();
+        return LET_GO;
+    };
+    slot.at.store(at.get(), Ordering::Release);
+    slot.state.store(POSTED, Ordering::Release);
+    ring();
+    for state in [POSTED, TAKEN, TAKEN] {
+        futex::wait(&slot.state, state, Some(PATIENCE));
+        let now = slot.state.load(Ordering::Acquire);
+        if now == LET_GO || now == REFUSED {
+            break;
+        }
+    }
+    slot.state.swap(FREE, Ordering::AcqRel)
+}

@@ -1,0 +1,353 @@
+//! Owned mappings, and what can be done to memory by its address.
+//!
+//! ```text
+//!   Request::new(len).aligned().huge().dont_fork().locked().map() -> Mapping
+//! ```
+//!
+//! A [`Mapping`] is private, anonymous and never reserved up front; it is unmapped on drop. Its
+//! bytes are read and written a byte at a time here, and by whoever knows more through
+//! [`Mapping::as_ptr`]: pages of it come and go, so that it is never a slice.
+
+use super::pointer;
+use gpusvm_types::{BLOCK_SIZE, ByteSize, Span, VirtAddr};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+
+/// What a mapping is to be like.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub(crate) struct Request {
+    len: ByteSize,
+    reserved: bool,
+    aligned: bool,
+    huge: Huge,
+    dont_fork: bool,
+    locked: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Huge {
+    AsTheSystem,
+    Wanted,
+    Never,
+}
+
+impl Request {
+    /// `len` bytes to read and write, rounded up to pages.
+    pub(crate) const fn new(len: ByteSize) -> Self {
+        let huge = Huge::AsTheSystem;
+        Self {
+            len,
+            reserved: false,
+            aligned: false,
+            huge,
+            dont_fork: false,
+            locked: false,
+        }
+    }
+
+    /// Address space only: any touch is a SIGSEGV until [`protect`] says otherwise.
+    pub(crate) const fn reserved(mut self) -> Self {
+        self.reserved = true;
+        self
+    }
+
+    /// Starts at a multiple of 2 MiB.
+    pub(crate) const fn aligned(mut self) -> Self {
+        self.aligned = true;
+        self
+    }
+
+    /// Huge pages, where the system allows them at all.
+    pub(crate) const fn huge(mut self) -> Self {
+        self.huge = Huge::Wanted;
+        self
+    }
+
+    /// Base pages only.
+    pub(crate) const fn never_huge(mut self) -> Self {
+        self.huge = Huge::Never;
+        self
+    }
+
+    /// A forked child does not get it.
+    pub(crate) const fn dont_fork(mut self) -> Self {
+        self.dont_fork = true;
+        self
+    }
+
+    /// In RAM from the start, and never swapped.
+    pub(crate) const fn locked(mut self) -> Self {
+        self.locked = true;
+        self
+    }
+
+    /// Maps it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`: no address space, too many mappings, or more locked than `RLIMIT_MEMLOCK`.
+    /// `EAGAIN`: not all could be locked. `EINVAL`: no length.
+    pub(crate) fn map(self) -> Result<Mapping, Errno> {
+        let len = self.len.pages().bytes();
+        let mapping = if self.aligned {
+            self.map_aligned(len)?
+        } else {
+            self.map_anywhere(len)?
+        };
+        let span = mapping.span;
+        match self.huge {
+            Huge::AsTheSystem => {}
+            // EINVAL: a kernel without huge pages, which is as good as it gets.
+            Huge::Wanted => ignore_invalid(mapping.advise(Advice::LinuxHugepage))?,
+            Huge::Never => ignore_invalid(mapping.advise(Advice::LinuxNoHugepage))?,
+        }
+        if self.dont_fork {
+            mapping.advise(Advice::LinuxDontFork)?;
+        }
+        if self.locked {
+            // SAFETY: the mapping is ours; its bytes do not change.
+            unsafe { rustix::mm::mlock(pointer(span.start()), len.as_usize()) }?;
+        }
+        Ok(mapping)
+    }
+
+    fn map_anywhere(self, len: ByteSize) -> Result<Mapping, Errno> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let access = if self.reserved {
+            ProtFlags::empty()
+        } else {
+            access
+        };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: no address is asked for, so that nothing that exists is replaced.
+        let at = unsafe {
+            rustix::mm::mmap_anonymous(core::ptr::null_mut(), len.as_usize(), access, flags)
+        }?;
+        at.expose_provenance();
+        let span = Span::from_len(VirtAddr::from(at), len).expect("whole pages at a page");
+        Ok(Mapping { span })
+    }
+
+    /// Maps a block more than asked, and gives back what is outside.
+    fn map_aligned(self, len: ByteSize) -> Result<Mapping, Errno> {
+        let wide = self.map_anywhere(
+            len.get()
+                .checked_add(BLOCK_SIZE.get())
+                .map_or_else(|| Err(Errno::NOMEM), |bytes| Ok(ByteSize::new(bytes)))?,
+        )?;
+        let start = wide
+            .span
+            .start()
+            .align_up(BLOCK_SIZE)
+            .expect("inside the mapping");
+        let span = Span::from_len(start, len).expect("inside the mapping");
+        let outside = wide.span.without(span);
+        core::mem::forget(wide);
+        for piece in outside.into_iter().flatten() {
+            unmap(piece);
+        }
+        Ok(Mapping { span })
+    }
+}
+
+fn ignore_invalid(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::INVAL) => Ok(()),
+        result => result,
+    }
+}
+
+/// A private anonymous mapping of our own.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    // INVARIANT: mapped, and nobody else unmaps it.
+    span: Span,
+}
+
+impl Mapping {
+    /// Where it is.
+    pub(crate) const fn span(&self) -> Span {
+        self.span
+    }
+
+    /// Its first byte.
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        pointer(self.span.start()).cast()
+    }
+
+    fn advise(&self, advice: Advice) -> Result<(), Errno> {
+        // SAFETY: callers pass advice that changes no byte, on a mapping of our own.
+        unsafe { madvise(self.span, advice) }
+    }
+
+    /// The byte at `offset`, from memory.
+    #[cfg(test)]
+    pub(crate) fn load(&self, offset: ByteSize) -> u8 {
+        assert!(offset.get() < self.span.len().get(), "inside the mapping");
+        // SAFETY: inside the mapping, by the assertion.
+        let at = unsafe { self.as_ptr().add(offset.as_usize()) };
+        // SAFETY: mapped; tests only share bytes between threads on purpose, as the real
+        // application would.
+        unsafe { at.read_volatile() }
+    }
+
+    /// Writes the byte at `offset`, to memory.
+    #[cfg(test)]
+    pub(crate) fn store(&self, offset: ByteSize, value: u8) {
+        assert!(offset.get() < self.span.len().get(), "inside the mapping");
+        // SAFETY: inside the mapping, by the assertion.
+        let at = unsafe { self.as_ptr().add(offset.as_usize()) };
+        // SAFETY: as for `load`.
+        unsafe { at.write_volatile(value) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        unmap(self.span);
+    }
+}
+
+fn unmap(span: Span) {
+    // SAFETY: only called on what this file mapped and nobody uses any more.
+    let result = unsafe { rustix::mm::munmap(pointer(span.start()), span.len().as_usize()) };
+    // Fails only when a split mapping would be one too many: the address space is then lost.
+    debug_assert!(result.is_ok(), "unmap {span}: {result:?}");
+}
+
+/// Drops the pages of `span`: a touch finds zeros, or faults if registered. Locked pages too.
+///
+/// # Errors
+///
+/// `ENOMEM`: part of it is not mapped. `EINVAL`: not a kind of memory that can be dropped.
+///
+/// # Safety
+///
+/// Nobody may rely on the bytes of `span`.
+pub(crate) unsafe fn discard(span: Span) -> Result<(), Errno> {
+    // SAFETY: as the caller promises.
+    match unsafe { madvise(span, Advice::LinuxDontNeed) } {
+        // SAFETY: as the caller promises.
+        Err(Errno::INVAL) => unsafe { madvise(span, Advice::LinuxDontneedLocked) },
+        result => result,
+    }
+}
+
+/// Makes every page of `span` present and our own, as a write would, without changing a byte:
+/// breaks sharing with a forked child. Waits, as a write would, for missing pages of a
+/// registered span.
+///
+/// # Errors
+///
+/// `EHWPOISON`: a page is poisoned. `EFAULT`: missing, where user-mode-only is registered.
+/// `ENOMEM`: part of it is not mapped. `EINVAL`: not writable, or Linux before 5.14.
+pub(crate) fn populate_write(span: Span) -> Result<(), Errno> {
+    // SAFETY: changes no byte.
+    unsafe { madvise(span, Advice::LinuxPopulateWrite) }
+}
+
+/// Sets who may touch `span`.
+///
+/// # Errors
+///
+/// `ENOMEM`: part of it is not mapped, or too many mappings. `EACCES`: a file that does not allow
+/// it.
+///
+/// # Safety
+///
+/// Nobody may touch `span` in a way that `access` forbids, unless a handler makes it good.
+pub(crate) unsafe fn protect(span: Span, access: MprotectFlags) -> Result<(), Errno> {
+    // SAFETY: as the caller promises.
+    unsafe { rustix::mm::mprotect(pointer(span.start()), span.len().as_usize(), access) }
+}
+
+/// Whether the source of [`remap_fixed`] stays mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Stays, with its protection, and without its pages.
+    Kept,
+    /// Is unmapped.
+    Unmapped,
+}
+
+/// Takes the pages of `from` to `to`, atomically, in the place of what is mapped there.
+///
+/// # Errors
+///
+/// `EINVAL`: the two overlap, or `from` is of a kind that cannot be kept. `EFAULT`: `from` is not
+/// one mapping. `ENOMEM`: too many mappings.
+///
+/// # Safety
+///
+/// Nobody may rely on the bytes at `from`, nor on what was at `to`; with `Unmapped` nobody may
+/// own `from` any more, and `to` must be of an owner who unmaps it.
+pub(crate) unsafe fn remap_fixed(from: Span, to: VirtAddr, source: Source) -> Result<(), Errno> {
+    let flags = match source {
+        Source::Kept => MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP,
+        Source::Unmapped => MremapFlags::MAYMOVE,
+    };
+    let len = from.len().as_usize();
+    // SAFETY: as the caller promises.
+    unsafe { rustix::mm::mremap_fixed(pointer(from.start()), len, len, flags, pointer(to)) }
+        .map(drop)
+}
+
+/// # Safety
+///
+/// Whatever `advice` does to the bytes of `span` must be fine with whoever uses them.
+unsafe fn madvise(span: Span, advice: Advice) -> Result<(), Errno> {
+    // SAFETY: as the caller promises.
+    unsafe { rustix::mm::madvise(pointer(span.start()), span.len().as_usize(), advice) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aligned_mappings_start_at_a_block() {
+        for _ in 0..8 {
+            let mapping = Request::new(ByteSize::kib(12)).aligned().map().unwrap();
+            assert!(mapping.span().start().is_aligned(BLOCK_SIZE));
+            assert_eq!(mapping.span().len(), ByteSize::kib(12));
+            mapping.store(ByteSize::kib(11), 7);
+            assert_eq!(mapping.load(ByteSize::kib(11)), 7);
+        }
+    }
+
+    #[test]
+    fn discard_drops_locked_pages_too() {
+        let mapping = match Request::new(ByteSize::kib(16)).locked().map() {
+            Ok(mapping) => mapping,
+            Err(errno) => {
+                eprintln!("skipped: mlock: {errno}");
+                return;
+            }
+        };
+        mapping.store(ByteSize::ZERO, 7);
+        // SAFETY: the bytes are ours.
+        unsafe { discard(mapping.span()) }.unwrap();
+        assert_eq!(mapping.load(ByteSize::ZERO), 0);
+    }
+
+    /// The way of the last rung: out to staging, where the old place stays closed; and back.
+    #[test]
+    fn remap_takes_a_closed_block_out_and_puts_it_back() {
+        let home = Request::new(BLOCK_SIZE).aligned().map().unwrap();
+        let staging = Request::new(BLOCK_SIZE).aligned().reserved().map().unwrap();
+        home.store(ByteSize::kib(8), 42);
+        let access = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: both mappings are ours, and nothing of them is touched while it is closed.
+        unsafe { protect(home.span(), MprotectFlags::empty()) }.unwrap();
+        // SAFETY: as above.
+        unsafe { remap_fixed(home.span(), staging.span().start(), Source::Kept) }.unwrap();
+        // SAFETY: as above.
+        unsafe { protect(staging.span(), access) }.unwrap();
+        assert_eq!(staging.load(ByteSize::kib(8)), 42);
+        // SAFETY: as above; the old place of the pages is given up with its owner.
+        unsafe { remap_fixed(staging.span(), home.span().start(), Source::Unmapped) }.unwrap();
+        core::mem::forget(staging);
+        assert_eq!(home.load(ByteSize::kib(8)), 42);
+    }
+}
