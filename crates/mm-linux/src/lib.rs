@@ -42,6 +42,7 @@
 //! can meet a hole, and is made with guarded instructions.
 
 pub mod process; // the address space
+mod allocation; // memory that a program gets from here
 mod source; // where faults arrive: userfaultfd, or signals
 mod handler; // the threads that serve them
 mod fault; // the story of one CPU fault
@@ -59,6 +60,7 @@ mod memories; // device memories and their owners
 mod stats; // what happened, counted
 mod sys; // the kernel's interfaces
 
+pub use allocation::{Allocation, Plain};
 pub use block::BlockGuard;
 pub use process::{AdoptError, Options, Process, StartError};
 pub use stats::MmStats;

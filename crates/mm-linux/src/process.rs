@@ -95,6 +95,13 @@ impl Process {
         self.bring_parts_home(span, Wanted::Asked)
     }
 
+    /// Brings everything home that is on a device. Devices must have stopped to fault.
+    pub fn stop_migrations(&self) {
+        if !self.is_gone() {
+            self.bring_all_home(Wanted::Asked);
+        }
+    }
+
     /// Ends it: what is on a device comes home, handlers end, nothing is registered any more. All
     /// ranges must be gone. What was adopted stays with its owner.
     pub fn stop(&self) {

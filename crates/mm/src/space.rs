@@ -92,6 +92,10 @@ pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
     /// `Gone` when the address space is being torn down.
     fn find_vma(&self, at: VirtAddr) -> Result<Option<Vma>, MmError>;
 
+    /// Whether a read of `at` would succeed now. Asked when a mapping says so and an access was
+    /// refused: past the end of a file, a guard page. Does not wait for pages that are elsewhere.
+    fn is_readable(&self, at: VirtAddr) -> bool;
+
     /// Whether `at` is in mirrored memory, whose pages can migrate, and how far that is so.
     fn mirrored(&self, at: VirtAddr) -> Mirror;
 

@@ -2,6 +2,7 @@
 
 use super::{Process, piece_of};
 use crate::block::BlockGuard;
+use crate::sys::procmem::ProcMem;
 use core::time::Duration;
 use gpusvm_mm::{
     AddressSpace, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home, Mirror,
@@ -26,6 +27,11 @@ impl AddressSpace for Process {
         if self.is_gone() {
             return Err(MmError::Gone);
         }
+        if self.rung() == crate::Rung::Signals
+            && let Some(part) = self.regions.find(at)
+        {
+            return Ok(Some(as_the_program_knows_it(part.span)));
+        }
         let found = self.vmas.find(at).map_err(|errno| MmError::System {
             call: "looking a mapping up",
             span: Span::page_of(at),
@@ -40,6 +46,11 @@ impl AddressSpace for Process {
                 false => VmaKind::Other,
             },
         }))
+    }
+
+    fn is_readable(&self, at: VirtAddr) -> bool {
+        let mut byte = [0];
+        ProcMem::open().and_then(|memory| memory.read(at, &mut byte)).is_ok_and(|read| read == 1)
     }
 
     fn mirrored(&self, at: VirtAddr) -> Mirror {
@@ -207,4 +218,10 @@ impl Process {
             FaultOutcome::Failed => Err(MmError::StuckOnDevice { at: page.start() }),
         }
     }
+}
+
+/// On the last rung the engine closes and cuts mappings itself. What it mirrors there was allocated
+/// here, so it is known what it was before.
+const fn as_the_program_knows_it(span: Span) -> Vma {
+    Vma { span, readable: true, writable: true, kind: VmaKind::PrivateAnonymous }
 }

@@ -148,6 +148,7 @@ fn means(rung: Rung, staging: &Staging) -> Result<Means, StartError> {
         | Features::EVENT_REMOVE
         | Features::EVENT_UNMAP;
     let program = Arc::new(Uffd::open(flavour, wanted | Features::MOVE)?);
+    let moves = moves && program.features().contains(Features::MOVE);
     let staging_uffd = if moves {
         Some(register_staging(flavour, staging)?)
     } else {

@@ -34,6 +34,13 @@ pub struct Offers {
     pub user_mode: Option<Features>,
 }
 
+/// What it is, in a line.
+impl core::fmt::Display for Rung {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.description())
+    }
+}
+
 impl Rung {
     /// The highest rung that `offers` carry.
     pub fn of(offers: Offers) -> Self {
@@ -48,8 +55,19 @@ impl Rung {
         }
     }
 
+    /// The rung with this number; of the third, the variant that moves pages.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Move),
+            2 => Some(Self::Copy),
+            3 => Some(Self::UserMode { moves: true }),
+            4 => Some(Self::Signals),
+            _ => None,
+        }
+    }
+
     /// Its number: 1 is the highest.
-    pub const fn number(self) -> u32 {
+    pub const fn number(self) -> u8 {
         match self {
             Self::Move => 1,
             Self::Copy => 2,

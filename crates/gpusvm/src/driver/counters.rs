@@ -1,0 +1,146 @@
+//! What the driver did, counted by cause.
+
+use core::time::Duration;
+use gpusvm_pagemap::Cause;
+use gpusvm_sync::Mutex;
+use gpusvm_sync::atomic::{AtomicU64, Ordering};
+use gpusvm_types::ByteSize;
+use hdrhistogram::Histogram;
+
+/// Bytes that moved one way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// All of them, cleared ones included.
+    pub bytes: u64,
+    /// By why they moved, in the order of [`Cause::ALL`]; causes that moved nothing are left out.
+    pub by_cause: Vec<(&'static str, u64)>,
+    /// How long copying took, summed over threads.
+    pub elapsed: Duration,
+}
+
+impl Moved {
+    /// Adds what another device moved.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.elapsed += other.elapsed;
+        for (cause, bytes) in other.by_cause {
+            match self.by_cause.iter_mut().find(|(known, _)| *known == cause) {
+                Some((_, sum)) => *sum += bytes,
+                None => self.by_cause.push((cause, bytes)),
+            }
+        }
+    }
+
+    /// Bytes for each second of copying; zero when nothing moved.
+    pub fn bandwidth(&self) -> f64 {
+        let seconds = self.elapsed.as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a rate to look at")]
+        if seconds > 0.0 { self.bytes as f64 / seconds } else { 0.0 }
+    }
+}
+
+/// A distribution of durations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// How many.
+    pub count: u64,
+    /// Half took at most this.
+    pub p50: Duration,
+    /// All but one of a hundred took at most this.
+    pub p99: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+impl Times {
+    pub(crate) fn of(nanos: &Histogram<u64>) -> Self {
+        if nanos.is_empty() {
+            return Self::default();
+        }
+        let at = |quantile| Duration::from_nanos(nanos.value_at_quantile(quantile));
+        Self {
+            count: nanos.len(),
+            p50: at(0.5),
+            p99: at(0.99),
+            max: Duration::from_nanos(nanos.max()),
+        }
+    }
+}
+
+/// The counters of one device.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    pub(crate) faults: AtomicU64,
+    /// Faults that found the range bound already.
+    pub(crate) coalesced: AtomicU64,
+    /// Passes over a fault that had to start again.
+    pub(crate) stale_passes: AtomicU64,
+    /// Faults that were answered in place after the last pass.
+    pub(crate) last_resorts: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) evictions: AtomicU64,
+    pub(crate) to_device: Direction,
+    pub(crate) to_ram: Direction,
+    fault_time: Mutex<Histogram<u64>>,
+}
+
+/// One way that bytes move.
+#[derive(Debug, Default)]
+pub(crate) struct Direction {
+    bytes: [AtomicU64; Cause::ALL.len()],
+    nanos: AtomicU64,
+}
+
+impl Direction {
+    /// Counts a copy. Allocates nothing.
+    pub(crate) fn count(&self, cause: Cause, bytes: ByteSize, took: Duration) {
+        self.bytes[cause.index()].fetch_add(bytes.get(), Ordering::Relaxed);
+        self.nanos.fetch_add(nanos(took), Ordering::Relaxed);
+    }
+
+    pub(crate) fn snapshot(&self) -> Moved {
+        let each = Cause::ALL.into_iter().zip(&self.bytes);
+        let by_cause = each.map(|(cause, bytes)| (cause.name(), bytes.load(Ordering::Relaxed)));
+        let by_cause: Vec<_> = by_cause.filter(|(_, bytes)| *bytes > 0).collect();
+        Moved {
+            bytes: by_cause.iter().map(|(_, bytes)| bytes).sum(),
+            by_cause,
+            elapsed: Duration::from_nanos(self.nanos.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+impl Counters {
+    pub(crate) fn new() -> Self {
+        /// One nanosecond to one minute, to a percent.
+        const HIGHEST: u64 = 60_000_000_000;
+        let times = Histogram::new_with_bounds(1, HIGHEST, 2).expect("bounds that are in order");
+        Self {
+            faults: AtomicU64::new(0),
+            coalesced: AtomicU64::new(0),
+            stale_passes: AtomicU64::new(0),
+            last_resorts: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+            to_device: Direction::default(),
+            to_ram: Direction::default(),
+            fault_time: Mutex::new(times),
+        }
+    }
+
+    pub(crate) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn record_fault(&self, took: Duration) {
+        self.fault_time.lock().saturating_record(nanos(took));
+    }
+
+    pub(crate) fn fault_time(&self) -> Times {
+        Times::of(&self.fault_time.lock())
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

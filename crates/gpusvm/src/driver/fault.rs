@@ -1,0 +1,203 @@
+//! The story of one device fault.
+//!
+//! ```text
+//!   collect garbage -> find or insert the range -> bound meanwhile? done
+//!      -> policy: migrate? -> populate -> get pages -> commit, if still current
+//!                                             |            |
+//!                                             `-- stale ---'--> start again, a bounded number of times,
+//!                                                               with longer timeslices; then in place
+//! ```
+
+use crate::driver::Vm;
+use crate::driver::counters::Counters;
+use crate::driver::policy::FaultInfo;
+use core::time::Duration;
+use gpusvm_device::{Access, DeviceFault, FaultError, Verdict};
+use gpusvm_mm::{AddressSpace, MmError};
+use gpusvm_pagemap::{Cause, MigrateError};
+use gpusvm_svm::{FaultCtx, FindError, GetPagesError, Permission, Range};
+use gpusvm_types::VirtAddr;
+
+/// How many passes a fault gets with pages in device memory.
+pub(crate) const MAX_PASSES: u32 = 8;
+/// How many more it gets with pages where they are.
+pub(crate) const MAX_PASSES_IN_PLACE: u32 = 64;
+
+/// How a pass over a fault ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// The device can try again.
+    Bound,
+    /// What was found out was not true any more: start again.
+    Stale,
+}
+
+/// What is to be made accessible.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) at: VirtAddr,
+    pub(crate) access: Access,
+    /// The device's translation led to RAM that refused.
+    pub(crate) stale: bool,
+    pub(crate) cause: Cause,
+}
+
+/// Serves a fault of the device.
+pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict {
+    let began = vm.now();
+    Counters::count(&vm.counters.faults);
+    let DeviceFault { at, access, stale, .. } = *fault;
+    let request = Request { at, access, stale, cause: Cause::DeviceFault };
+    let verdict = match make_accessible(vm, &request) {
+        Ok(()) => Verdict::Replay,
+        Err(error) => {
+            Counters::count(&vm.counters.failed);
+            Verdict::Fail(error)
+        }
+    };
+    vm.counters.record_fault(vm.now().since(began));
+    verdict
+}
+
+/// Makes a page accessible to the device, with as much around it as one range holds.
+pub(crate) fn make_accessible<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+) -> Result<(), FaultError> {
+    if request.stale {
+        forget_stale(vm, request.at)?;
+    }
+    for attempt in 0..MAX_PASSES + MAX_PASSES_IN_PLACE {
+        if vm.is_closed() {
+            return Err(FaultError::Closed { at: request.at });
+        }
+        if attempt == MAX_PASSES {
+            Counters::count(&vm.counters.last_resorts);
+        }
+        match pass(vm, request, attempt)? {
+            Pass::Bound => return Ok(()),
+            Pass::Stale => {
+                Counters::count(&vm.counters.stale_passes);
+                back_off(attempt);
+            }
+        }
+    }
+    Err(FaultError::Gave { at: request.at, reason: "it was not stable for long enough" })
+}
+
+/// One pass over a fault, from nothing to a mapping.
+fn pass<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+    attempt: u32,
+) -> Result<Pass, FaultError> {
+    vm.svm.collect_garbage();
+    let ctx = context(vm, request, attempt);
+    let range = match vm.svm.range_find_or_insert(request.at, &ctx) {
+        Ok(range) => range,
+        Err(error) => return refused(request, error),
+    };
+    let _serving = range.serve();
+    if range.is_gone() {
+        return Ok(Pass::Stale);
+    }
+    if range.pages().allow(wanted(request.access)) {
+        Counters::count(&vm.counters.coalesced);
+        return Ok(Pass::Bound);
+    }
+    if ctx.devmem_possible && range.can_migrate() {
+        migrate(vm, request, &range, &ctx)?;
+    }
+    let ops: &dyn gpusvm_pagemap::PagemapOps = vm;
+    let reaches_ram = vm.device.caps().coherent;
+    let prepared = match vm.svm.get_pages(&range, Some((&vm.pagemap, ops)), reaches_ram, &ctx) {
+        Ok(prepared) => prepared,
+        Err(error) => return not_mapped(request, error),
+    };
+    let bound = vm.svm.commit(&range, &prepared, |proof, runs| vm.bind(proof, runs));
+    match bound {
+        Ok(true) => Ok(Pass::Bound),
+        Ok(false) => Ok(Pass::Stale),
+        Err(_) => Err(FaultError::Gave { at: request.at, reason: "its pages could not be bound" }),
+    }
+}
+
+fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> FaultCtx {
+    let reaches_ram = vm.device.caps().coherent;
+    let Request { at, access, .. } = *request;
+    let plan = vm.policy.on_device_fault(&FaultInfo { at, access, attempt, reaches_ram });
+    let atomics_need_devmem = access == Access::Atomic && !vm.device.caps().atomics_on_ram;
+    // A device that cannot reach RAM has no other place, and nor have its atomics.
+    let must_move = !reaches_ram || atomics_need_devmem;
+    FaultCtx {
+        owner: Some(vm.pagemap.owner()),
+        read_only: !access.is_write(),
+        devmem_possible: must_move || (plan.migrate && attempt < MAX_PASSES),
+        devmem_only: must_move,
+        timeslice: plan.timeslice,
+    }
+}
+
+/// Moves the range to the device. That it cannot is no failure where the device reaches RAM.
+fn migrate<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+    range: &Range,
+    ctx: &FaultCtx,
+) -> Result<(), FaultError> {
+    match vm.populate(range.span(), ctx.timeslice, request.cause) {
+        Ok(()) => Ok(()),
+        Err(MigrateError::Mm(MmError::Gone)) => Err(FaultError::Closed { at: request.at }),
+        Err(MigrateError::NoSpace { .. }) if ctx.devmem_only => {
+            Err(FaultError::Gave { at: request.at, reason: "device memory is full" })
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+/// There is no range. Usually that is the program's doing.
+fn refused(request: &Request, error: FindError) -> Result<Pass, FaultError> {
+    let Request { at, access, .. } = *request;
+    match error {
+        FindError::NoMapping { .. } => Err(FaultError::Unmapped { at }),
+        FindError::NotReadable { .. } | FindError::ReadOnly { .. } => {
+            Err(FaultError::NotPermitted { at, access })
+        }
+        FindError::NoChunk { .. } => Ok(Pass::Stale),
+        FindError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
+        _ => Err(FaultError::Gave { at, reason: "there is no range for it" }),
+    }
+}
+
+/// Nothing can be mapped: for good, or for now.
+fn not_mapped(request: &Request, error: GetPagesError) -> Result<Pass, FaultError> {
+    let Request { at, access, .. } = *request;
+    match error {
+        GetPagesError::ReadOnly { .. } => Err(FaultError::NotPermitted { at, access }),
+        GetPagesError::OutOfReach { .. } => Err(FaultError::OutOfReach { at }),
+        GetPagesError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
+        _ => Ok(Pass::Stale),
+    }
+}
+
+/// The device found a translation to RAM that is not there any more: memory that nobody mirrors was
+/// unmapped behind its back.
+fn forget_stale<M: AddressSpace>(vm: &Vm<M>, at: VirtAddr) -> Result<(), FaultError> {
+    if let Some(range) = vm.svm.range_find(at) {
+        vm.svm.range_remove(&range);
+    }
+    // A mapping that exists and refuses all the same would be tried for ever.
+    if vm.svm.mm().is_readable(at) { Ok(()) } else { Err(FaultError::Unmapped { at }) }
+}
+
+const fn wanted(access: Access) -> Permission {
+    if access.is_write() { Permission::Write } else { Permission::Read }
+}
+
+/// Nothing at first: most passes are stale because somebody else was faster.
+fn back_off(attempt: u32) {
+    match attempt {
+        0..4 => std::thread::yield_now(),
+        _ => std::thread::sleep(Duration::from_micros(20 << attempt.min(10))),
+    }
+}

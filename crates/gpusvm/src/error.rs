@@ -1,0 +1,77 @@
+//! What was refused, and why.
+
+use crate::driver::vm::VmError;
+use gpusvm_device::FaultError;
+use gpusvm_mm::MmError;
+use gpusvm_mm_linux::{AdoptError, StartError};
+use gpusvm_softgpu::{LaunchError, SoftGpuError};
+
+/// What was refused, and why.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no engine.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Userfaultfd was required, and is not to be had.
+    #[error("userfaultfd is required, and refused here: {advice}")]
+    UserfaultfdRequired {
+        /// How to get it.
+        advice: &'static str,
+    },
+    /// An engine without a device.
+    #[error("an engine needs a device")]
+    NoDevice,
+    /// A device cannot be had, or does not take a launch.
+    #[error(transparent)]
+    SoftGpu(#[from] SoftGpuError),
+    /// A device cannot join the process.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// No memory of no elements.
+    #[error("a slice of no elements has no address to share")]
+    ZeroSized,
+    /// Memory cannot be shared.
+    #[error(transparent)]
+    Memory(#[from] AdoptError),
+    /// Something a launch declared cannot be made resident.
+    #[error("declared memory cannot be made resident: {0}")]
+    Declared(FaultError),
+    /// Lanes of a launch stopped.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The address space refused.
+    #[error(transparent)]
+    Mm(#[from] MmError),
+    /// A thread could not be started.
+    #[error("starting a thread: {0}")]
+    Thread(#[source] std::io::Error),
+}
+
+impl Error {
+    /// What the kernel's twin of the operation returns.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::UserfaultfdRequired { .. } => 1,         // EPERM
+            Self::NoDevice | Self::SoftGpu(_) => 19,       // ENODEV
+            Self::ZeroSized => 22,                         // EINVAL
+            Self::Mm(error) | Self::Vm(VmError::Mm(error)) => error.errno(),
+            Self::Vm(_) => 28,                             // ENOSPC
+            Self::Memory(error) => errno_of(error),
+            Self::Launch(_) | Self::Declared(_) => 14,     // EFAULT
+            Self::Start(_) | Self::Thread(_) => 11,        // EAGAIN
+        }
+    }
+}
+
+const fn errno_of(error: &AdoptError) -> i32 {
+    match error {
+        AdoptError::Unmapped { .. } => 2,                                      // ENOENT
+        AdoptError::NotAnonymous { .. } | AdoptError::Taken { .. } => 16,      // EBUSY
+        AdoptError::NotWritable { .. } => 1,                                   // EPERM
+        AdoptError::Overlaps { .. } => 17,                                     // EEXIST
+        AdoptError::NoMemory { .. } => 12,                                     // ENOMEM
+        AdoptError::Gone => 14,                                                // EFAULT
+        _ => 22,                                                               // EINVAL
+    }
+}

@@ -1,0 +1,39 @@
+//! What happened.
+
+use crate::driver::{Moved, Times};
+
+/// What happened since the engine was built, and how things stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Faults of devices.
+    pub device_faults: u64,
+    /// Of them, those that found their range served by another.
+    pub coalesced_faults: u64,
+    /// Passes over device faults that had to start again.
+    pub stale_passes: u64,
+    /// Device faults that ended in an error.
+    pub failed_faults: u64,
+    /// Faults of the CPU on pages that were on a device.
+    pub cpu_faults: u64,
+    /// Of them, those that slept until a timeslice was over.
+    pub delayed_cpu_faults: u64,
+    /// Allocations of device memory that went for others.
+    pub evictions: u64,
+    /// What went to devices.
+    pub to_device: Moved,
+    /// What came home.
+    pub to_ram: Moved,
+    /// How long device faults took to serve.
+    pub device_fault_time: Times,
+    /// How long CPU faults took to serve.
+    pub cpu_fault_time: Times,
+    /// Ranges that devices know now.
+    pub ranges_live: u64,
+    /// Device memory.
+    pub vram_bytes: u64,
+    /// Of it, in use now.
+    pub vram_used_bytes: u64,
+    /// Pages of the process that live on devices now.
+    pub pages_on_devices: u64,
+}

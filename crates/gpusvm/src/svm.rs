@@ -1,0 +1,305 @@
+//! The engine, built and taken down.
+
+use crate::driver::policy::{MigrateOnTouch, Policy};
+use crate::driver::{Times, Vm, worker};
+use crate::{Error, Launch, Resident, Stats, SvmSlice};
+use gpusvm_device::Device;
+use gpusvm_mm_linux::{Allocation, Capabilities, Options, Plain, Process, Rung};
+use gpusvm_softgpu::{Grid, Lane, LaneError, SoftGpu};
+use gpusvm_sync::atomic::Ordering;
+use gpusvm_sync::{Arc, Mutex};
+use gpusvm_types::{ByteSize, OwnerId, Span, VirtAddr};
+use std::thread::JoinHandle;
+
+/// Shared virtual memory of this process and its devices.
+#[derive(Debug)]
+pub struct Svm {
+    process: Arc<Process>,
+    nodes: Vec<Node>,
+    best_rung: Rung,
+}
+
+/// A device, and its address space.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) gpu: Arc<SoftGpu>,
+    pub(crate) vm: Arc<Vm<Process>>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What an engine is to be like.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Builder {
+    gpus: Vec<Arc<SoftGpu>>,
+    require_uffd: bool,
+    rung: Option<Rung>,
+    policy: Option<Arc<dyn Policy>>,
+}
+
+impl Builder {
+    /// Adds a device. Launches go to the first unless they name another.
+    pub fn device(mut self, gpu: Arc<SoftGpu>) -> Self {
+        self.gpus.push(gpu);
+        self
+    }
+
+    /// Whether to refuse to work without userfaultfd, on the last rung of the ladder.
+    pub fn require_uffd(mut self, require: bool) -> Self {
+        self.require_uffd = require;
+        self
+    }
+
+    /// The rung to stand on; the best that there is if none is named.
+    pub fn rung(mut self, rung: Option<Rung>) -> Self {
+        self.rung = rung;
+        self
+    }
+
+    /// Who decides where pages live. [`MigrateOnTouch`] if nobody is named.
+    pub fn policy(mut self, policy: Arc<dyn Policy>) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// Builds the engine.
+    ///
+    /// # Errors
+    ///
+    /// `NoDevice`, `UserfaultfdRequired`, `Start` when the system refuses, `Vm` when a device does.
+    pub fn build(self) -> Result<Svm, Error> {
+        if self.gpus.is_empty() {
+            return Err(Error::NoDevice);
+        }
+        let best_rung = Capabilities::probe().best_rung();
+        if self.require_uffd && self.rung.unwrap_or(best_rung) == Rung::Signals {
+            return Err(Error::UserfaultfdRequired { advice: best_rung.advice() });
+        }
+        let process = Process::start(Options { rung: self.rung })?;
+        let mut svm = Svm { process, nodes: Vec::new(), best_rung };
+        let policy = self.policy.unwrap_or_else(|| Arc::new(MigrateOnTouch::default()));
+        for (owner, gpu) in (0..).zip(self.gpus) {
+            // An error drops what was built so far, which takes it down again.
+            let node = Node::new(&svm.process, gpu, OwnerId(owner), Arc::clone(&policy))?;
+            svm.nodes.push(node);
+        }
+        Ok(svm)
+    }
+}
+
+impl Svm {
+    /// Begins to build an engine.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The rung of the capability ladder that it stands on.
+    pub fn rung(&self) -> Rung {
+        self.process.rung()
+    }
+
+    /// One line for people when it is not the best rung there is: which, and how to get a better one.
+    pub fn rung_notice(&self) -> Option<String> {
+        let rung = self.rung();
+        if rung == Rung::Move {
+            return None;
+        }
+        let advice = if rung == self.best_rung { rung.advice() } else { "a better one was not asked for" };
+        Some(format!("on rung {}, {}: {advice}", rung.number(), rung.description()))
+    }
+
+    /// Allocates `len` zeroes to share.
+    ///
+    /// # Errors
+    ///
+    /// `ZeroSized`, or `Memory` when there is not so much, or the engine is its parent's.
+    pub fn alloc_slice<T: Plain>(&self, len: usize) -> Result<SvmSlice<T>, Error> {
+        if len == 0 || size_of::<T>() == 0 {
+            return Err(Error::ZeroSized);
+        }
+        Ok(SvmSlice::new(Allocation::new(&self.process, len)?))
+    }
+
+    /// Shares memory of the program's own: the whole pages in `len` bytes at `pointer`, which must be
+    /// private, anonymous and writable, like a large `Vec` or an `mmap`. It stays the program's, to
+    /// use and to unmap.
+    ///
+    /// # Errors
+    ///
+    /// `Memory`, with which part of it cannot be shared, and why.
+    pub fn adopt<T>(&self, pointer: *const T, len: ByteSize) -> Result<Adopted, Error> {
+        let span = self.process.adopt(VirtAddr::from(pointer), len)?;
+        Ok(Adopted { process: Arc::clone(&self.process), span })
+    }
+
+    /// Brings memory home, for who cannot wait for pages: a system call on the rung of user mode only,
+    /// another process.
+    ///
+    /// # Errors
+    ///
+    /// `Mm` with the first page that could not come home.
+    pub fn touch<T>(&self, pointer: *const T, len: ByteSize) -> Result<(), Error> {
+        let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
+        Ok(self.process.bring_home(span)?)
+    }
+
+    /// Runs `kernel` on the first device, once for each lane of the grid, and returns at once.
+    ///
+    /// # Errors
+    ///
+    /// `SoftGpu` when the device takes no launch.
+    ///
+    /// # Safety
+    ///
+    /// A kernel reads and writes memory of the process, by address, while the program goes on. Until
+    /// the launch has ended, whatever the kernel writes must not be read or written through Rust
+    /// references, and whatever it reads must not be written through them, except by atomics on both
+    /// sides. What it leaves in memory must be valid values of the types that the program reads there.
+    /// Addresses that are not mapped, or not permitted, are errors of the lane and need no care.
+    #[expect(unsafe_code, reason = "a promise to the caller that only the caller can keep")]
+    pub unsafe fn launch<F>(&self, grid: Grid, kernel: F) -> Result<Launch, Error>
+    where
+        F: Fn(&mut Lane<'_>) -> Result<(), LaneError> + Send + Sync + 'static,
+    {
+        // SAFETY: as the caller promises.
+        unsafe { self.launch_resident(0, grid, Resident::new(), kernel) }
+    }
+
+    /// As [`Svm::launch`], on the device with this number, counted from zero in the order in which they
+    /// were added, with memory that is made resident there before the launch begins, and stays until
+    /// it has ended. A device in [`FaultMode::Declared`](crate::FaultMode) touches nothing else.
+    ///
+    /// # Errors
+    ///
+    /// `NoDevice` when there is none with this number, `Declared` when memory cannot be made
+    /// resident, `SoftGpu` when the device takes no launch.
+    ///
+    /// # Safety
+    ///
+    /// As [`Svm::launch`].
+    #[expect(unsafe_code, reason = "a promise to the caller that only the caller can keep")]
+    pub unsafe fn launch_resident<F>(
+        &self,
+        device: usize,
+        grid: Grid,
+        resident: Resident,
+        kernel: F,
+    ) -> Result<Launch, Error>
+    where
+        F: Fn(&mut Lane<'_>) -> Result<(), LaneError> + Send + Sync + 'static,
+    {
+        let node = self.nodes.get(device).ok_or(Error::NoDevice)?;
+        let lease = node.vm.make_resident(&resident.declared).map_err(Error::Declared)?;
+        // SAFETY: as the caller promises.
+        let launch = unsafe { node.gpu.launch(node.vm.id, grid, kernel) }?;
+        launch.on_done(move || drop(lease));
+        Ok(Launch::new(launch))
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> Stats {
+        let mm = self.process.stats();
+        let mut stats = Stats {
+            cpu_faults: mm.cpu_faults,
+            delayed_cpu_faults: mm.delayed_faults,
+            cpu_fault_time: Times::of(&mm.cpu_fault_time),
+            pages_on_devices: self.process.pages_on_devices().get(),
+            ..Stats::default()
+        };
+        for node in &self.nodes {
+            node.add_to(&mut stats);
+        }
+        stats
+    }
+
+    /// Takes the engine down: faults are refused, everything comes home, nothing is registered any
+    /// more. Slices that are still there are plain memory from then on.
+    ///
+    /// # Errors
+    ///
+    /// `Mm` when the engine is its parent's.
+    pub fn shutdown(self) -> Result<Stats, Error> {
+        self.close();
+        Ok(self.stats())
+    }
+
+    fn close(&self) {
+        for node in &self.nodes {
+            node.stop_faults();
+        }
+        self.process.stop_migrations();
+        for node in &self.nodes {
+            node.vm.close();
+        }
+        self.process.stop();
+    }
+}
+
+impl Drop for Svm {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Node {
+    fn new(
+        process: &Arc<Process>,
+        gpu: Arc<SoftGpu>,
+        owner: OwnerId,
+        policy: Arc<dyn Policy>,
+    ) -> Result<Self, Error> {
+        let device: Arc<dyn Device> = Arc::clone(&gpu) as _;
+        let vm = Vm::new(process, device, owner, policy)?;
+        let workers = Mutex::new(worker::start(&vm).map_err(Error::Thread)?);
+        Ok(Self { gpu, vm, workers })
+    }
+
+    /// Lanes that fault from now on stop.
+    fn stop_faults(&self) {
+        self.vm.refuse_faults();
+        if let Some(queue) = self.vm.device.fault_queue() {
+            queue.close();
+        }
+        for worker in core::mem::take(&mut *self.workers.lock()) {
+            // A worker's panic was caught and told to the lane that it served.
+            let _ = worker.join();
+        }
+    }
+
+    fn add_to(&self, stats: &mut Stats) {
+        let counters = &self.vm.counters;
+        stats.device_faults += counters.faults.load(Ordering::Relaxed);
+        stats.coalesced_faults += counters.coalesced.load(Ordering::Relaxed);
+        stats.stale_passes += counters.stale_passes.load(Ordering::Relaxed);
+        stats.failed_faults += counters.failed.load(Ordering::Relaxed);
+        stats.evictions += counters.evictions.load(Ordering::Relaxed);
+        stats.to_device.add(counters.to_device.snapshot());
+        stats.to_ram.add(counters.to_ram.snapshot());
+        stats.device_fault_time = counters.fault_time();
+        stats.ranges_live += u64::try_from(self.vm.svm.range_count()).unwrap_or(u64::MAX);
+        stats.vram_bytes += self.vm.vram.total().bytes().get();
+        stats.vram_used_bytes += self.vm.vram.used().bytes().get();
+    }
+}
+
+/// Memory of the program's own that is shared. Dropping it ends the sharing: everything comes home.
+#[derive(Debug)]
+pub struct Adopted {
+    process: Arc<Process>,
+    span: Span,
+}
+
+impl Adopted {
+    /// The pages that are shared.
+    pub fn span(&self) -> Span {
+        self.span
+    }
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        // Fails when the engine is gone, which brought everything home, or when a page cannot come
+        // home, which the engine reports: then it stays shared.
+        let _ = self.process.unadopt(self.span);
+    }
+}

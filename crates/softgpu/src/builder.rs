@@ -1,0 +1,235 @@
+//! What a device is made of, and what cannot be made.
+
+use crate::SoftGpu;
+use crate::arena::Arena;
+use crate::copy::Engine;
+use crate::fault::FaultBuffer;
+use crate::flush::Units;
+use crate::mmu::Mmu;
+use crate::port::Fabric;
+use crate::queue::Queue;
+use crate::region::Region;
+use crate::unit::{self, Workplace};
+use gpusvm_device::{Caps, FaultMode, PageSizes, VmId};
+use gpusvm_guarded as guarded;
+use gpusvm_sync::Arc;
+use gpusvm_sync::atomic::AtomicU64;
+use gpusvm_types::{ByteSize, PAGE_SIZE};
+use std::io;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+/// The most units a device can have.
+const MOST_UNITS: usize = 128;
+/// The most device memory: what half of all device page numbers can name.
+const MOST_VRAM: ByteSize = ByteSize::gib(8 << 10);
+
+/// Why a device cannot be built, or a launch not begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SoftGpuError {
+    /// A device without memory.
+    #[error("a device needs at least one page of memory")]
+    NoVram,
+    /// Device memory that is not a multiple of the page size.
+    #[error("{vram} of device memory are not a multiple of {PAGE_SIZE}")]
+    UnalignedVram {
+        /// What was asked for.
+        vram: ByteSize,
+    },
+    /// More device memory than page numbers.
+    #[error("{vram} of device memory: at most {most}")]
+    TooMuchVram {
+        /// What was asked for.
+        vram: ByteSize,
+        /// What there can be.
+        most: ByteSize,
+    },
+    /// A device without units, or with too many.
+    #[error("{units} units: a device has 1 to {most}")]
+    UnitCount {
+        /// What was asked for.
+        units: usize,
+        /// The most there can be.
+        most: usize,
+    },
+    /// The process has no room on its record of engine threads for the units.
+    #[error("no room for {units} units in this process: {source}")]
+    TooManyThreads {
+        /// What was asked for.
+        units: usize,
+        /// What is full.
+        source: guarded::RegistryFull,
+    },
+    /// The kernel gave no address space.
+    #[error("cannot reserve {vram} of device memory: {source}")]
+    Reserve {
+        /// What was asked for.
+        vram: ByteSize,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel started no thread.
+    #[error("cannot start a unit: {source}")]
+    Thread {
+        /// Why.
+        source: io::Error,
+    },
+    /// The fault handler could not be installed.
+    #[error("cannot install the fault handler: {source}")]
+    Handler {
+        /// Why.
+        source: io::Error,
+    },
+    /// A launch in an address space that does not exist.
+    #[error("the device has no address space {}", vm.0)]
+    NoVm {
+        /// Which one.
+        vm: VmId,
+    },
+    /// A launch in a child of the process that has the device.
+    #[error("the device belongs to the process that forked this one")]
+    Forked,
+}
+
+/// What a device shall be.
+#[derive(Clone, Debug)]
+#[must_use = "`build` makes the device"]
+pub struct Builder {
+    vram: ByteSize,
+    units: usize,
+    faults: FaultMode,
+    coherent: bool,
+}
+
+impl Builder {
+    /// 256 MiB, 4 units, replayable faults, coherent access to RAM where this machine allows it.
+    pub(crate) fn new() -> Self {
+        Self {
+            vram: ByteSize::mib(256),
+            units: 4,
+            faults: FaultMode::Replayable,
+            coherent: true,
+        }
+    }
+
+    /// How much memory it has: a multiple of the page size.
+    pub fn vram(self, vram: ByteSize) -> Self {
+        Self { vram, ..self }
+    }
+
+    /// How many units, and so threads, it has.
+    pub fn units(self, units: usize) -> Self {
+        Self { units, ..self }
+    }
+
+    /// What happens on a touch of an unmapped page.
+    pub fn fault_mode(self, faults: FaultMode) -> Self {
+        Self { faults, ..self }
+    }
+
+    /// Whether it can reach RAM in place. Where [`guarded::SUPPORTED`] is false, it cannot.
+    pub fn coherent(self, coherent: bool) -> Self {
+        Self { coherent, ..self }
+    }
+
+    /// Makes the device, and starts its units.
+    ///
+    /// # Errors
+    ///
+    /// `NoVram`, `UnalignedVram`, `TooMuchVram`, `UnitCount` for what cannot be; `Reserve`,
+    /// `Thread`, `TooManyThreads`, `Handler` for what the system refuses.
+    pub fn build(self) -> Result<Arc<SoftGpu>, SoftGpuError> {
+        self.check()?;
+        guarded::install().map_err(|source| SoftGpuError::Handler { source })?;
+        let reserve = |source| SoftGpuError::Reserve {
+            vram: self.vram,
+            source,
+        };
+        let vram = Region::reserve(self.vram).and_then(Region::without_children);
+        let vram = Arc::new(vram.map_err(reserve)?);
+        let arena = Arena::new().map_err(reserve)?;
+        let caps = self.caps();
+        let units = Arc::new(Units::new(self.units));
+        let replayable = self.faults == FaultMode::Replayable;
+        let fabric = Arc::new(Fabric {
+            faults: replayable.then(|| FaultBuffer::new(self.units)),
+            vram: vram.base().expose_provenance() as u64,
+            asymmetric: units.asymmetric,
+            atomics_on_ram: caps.atomics_on_ram,
+            _memory: Arc::clone(&vram),
+        });
+        let queue = Arc::new(Queue::default());
+        let place = Workplace {
+            queue,
+            units: Arc::clone(&units),
+            fabric,
+        };
+        let mut gpu = SoftGpu {
+            mmu: Mmu::new(arena, units, self.vram, caps.coherent),
+            caps,
+            engine: Engine::new(vram),
+            place,
+            threads: Vec::with_capacity(self.units),
+            owner: std::process::id(),
+            launches: AtomicU64::new(0),
+        };
+        // From here on, dropping the device ends the units that did start.
+        self.start_units(&gpu.place, &mut gpu.threads)?;
+        Ok(Arc::new(gpu))
+    }
+
+    fn check(&self) -> Result<(), SoftGpuError> {
+        let (vram, units) = (self.vram, self.units);
+        if vram.is_zero() {
+            return Err(SoftGpuError::NoVram);
+        }
+        if !vram.get().is_multiple_of(PAGE_SIZE.get()) {
+            return Err(SoftGpuError::UnalignedVram { vram });
+        }
+        if vram > MOST_VRAM {
+            return Err(SoftGpuError::TooMuchVram {
+                vram,
+                most: MOST_VRAM,
+            });
+        }
+        if units == 0 || units > MOST_UNITS {
+            return Err(SoftGpuError::UnitCount {
+                units,
+                most: MOST_UNITS,
+            });
+        }
+        Ok(())
+    }
+
+    fn caps(&self) -> Caps {
+        let coherent = self.coherent && guarded::SUPPORTED;
+        Caps {
+            name: "softgpu",
+            vram: self.vram,
+            page_sizes: PageSizes::COMMON,
+            faults: self.faults,
+            coherent,
+            atomics_on_ram: coherent,
+        }
+    }
+
+    /// Starts the units and waits until each is on record as an engine thread.
+    fn start_units(
+        &self,
+        place: &Workplace,
+        threads: &mut Vec<JoinHandle<()>>,
+    ) -> Result<(), SoftGpuError> {
+        let (ready, told) = mpsc::channel();
+        for index in 0..self.units {
+            let thread = unit::start(index, place.clone(), ready.clone());
+            threads.push(thread.map_err(|source| SoftGpuError::Thread { source })?);
+        }
+        drop(ready);
+        for result in told {
+            let units = self.units;
+            result.map_err(|source| SoftGpuError::TooManyThreads { units, source })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! One entry of a page table, and of a TLB: an address and its flags.
+//!
+//! ```text
+//!   63                                 12 11      6     5     4     3      2      1      0
+//!   [ address, a multiple of 4 KiB       |  ..  group table dirty acc. system write present ]
+//! ```
+
+use gpusvm_device::Target;
+use gpusvm_types::{ByteSize, DevAddr, DmaAddr, PAGE_SIZE};
+
+/// An entry as it lies in a table. Zero is absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry(pub(crate) u64);
+
+impl Entry {
+    /// Nothing.
+    pub(crate) const ABSENT: Self = Self(0);
+    /// It maps something.
+    pub(crate) const PRESENT: u64 = 1 << 0;
+    /// Stores and atomics are allowed.
+    pub(crate) const WRITABLE: u64 = 1 << 1;
+    /// The address is one of RAM, not of VRAM.
+    pub(crate) const SYSTEM: u64 = 1 << 2;
+    /// A unit has filled its TLB from it.
+    pub(crate) const ACCESSED: u64 = 1 << 3;
+    /// A unit has written through it.
+    pub(crate) const DIRTY: u64 = 1 << 4;
+    /// The address is that of the next table.
+    pub(crate) const TABLE: u64 = 1 << 5;
+    /// One of 16 neighbours that are one 64 KiB entry.
+    pub(crate) const GROUP: u64 = 1 << 6;
+    /// Everything that is not flags.
+    pub(crate) const ADDRESS: u64 = !0xfff;
+    /// What a TLB entry must say before a write may go through it.
+    pub(crate) const WRITE: u64 = Self::WRITABLE | Self::DIRTY;
+
+    /// The entry of a page of a mapping.
+    pub(crate) fn leaf(target: Target, writable: bool) -> Self {
+        let flags = Self::PRESENT | if writable { Self::WRITABLE } else { 0 };
+        match target {
+            Target::Vram(at) => Self(at.get() | flags),
+            Target::System(at) => Self(at.get() | flags | Self::SYSTEM),
+        }
+    }
+
+    /// The entry of a table at `address`.
+    pub(crate) fn table(address: u64) -> Self {
+        Self(address | Self::TABLE)
+    }
+
+    /// The address, without flags.
+    pub(crate) fn address(self) -> u64 {
+        self.0 & Self::ADDRESS
+    }
+
+    /// Whether all of `flags` are set.
+    pub(crate) fn has(self, flags: u64) -> bool {
+        self.0 & flags == flags
+    }
+
+    /// The entry with `flags` too.
+    pub(crate) fn with(self, flags: u64) -> Self {
+        Self(self.0 | flags)
+    }
+
+    /// The entry of the page `index` pages further on in the same mapping.
+    pub(crate) fn page(self, index: u64) -> Self {
+        Self(self.0 + index * PAGE_SIZE.get())
+    }
+}
+
+/// `by` bytes further on in the same memory.
+pub(crate) fn advance(target: Target, by: ByteSize) -> Target {
+    match target {
+        Target::Vram(at) => Target::Vram(at + by),
+        Target::System(at) => Target::System(at + by),
+    }
+}
+
+/// Where a target is in its memory.
+pub(crate) fn position(target: Target) -> u64 {
+    match target {
+        Target::Vram(at) => DevAddr::get(at),
+        Target::System(at) => DmaAddr::get(at),
+    }
+}

@@ -1,0 +1,90 @@
+//! Memory of the device's own: private and anonymous.
+//!
+//! Nobody holds a reference into it: it is reached by raw pointers, with atomics and guarded copies.
+
+use gpusvm_types::{BLOCK_SIZE, ByteSize};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use std::io;
+
+/// A mapping, aligned to a block, as long as the value lives.
+#[derive(Debug)]
+pub(crate) struct Region {
+    base: *mut u8,
+    len: ByteSize,
+    // The process that has the mapping, when its children do not: what they have there is theirs.
+    owner: Option<u32>,
+}
+
+// SAFETY: the pointer is an address; who uses it answers for the access.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Reserves `len` bytes, a multiple of the page size. They read as zeroes, and take up memory
+    /// when they are touched.
+    pub(crate) fn reserve(len: ByteSize) -> io::Result<Self> {
+        let block = BLOCK_SIZE.as_usize();
+        let padded = len
+            .as_usize()
+            .checked_add(block)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel chooses the place.
+        let start =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), padded, protection, flags)? };
+        let start = start.cast::<u8>();
+        let head = start.align_offset(block);
+        let base = start.wrapping_add(head);
+        let end = base.wrapping_add(len.as_usize());
+        unmap(start, head);
+        unmap(end, block - head);
+        // Huge pages are a wish, and some kernels have none.
+        let _ = advise(base, len, Advice::LinuxHugepage);
+        Ok(Self {
+            base,
+            len,
+            owner: None,
+        })
+    }
+
+    /// Keeps children of fork from inheriting it, and with it from paying for it.
+    pub(crate) fn without_children(mut self) -> io::Result<Self> {
+        advise(self.base, self.len, Advice::LinuxDontFork)?;
+        self.owner = Some(std::process::id());
+        Ok(self)
+    }
+
+    /// The first byte.
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// How many bytes.
+    pub(crate) fn len(&self) -> ByteSize {
+        self.len
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if self.owner.is_none_or(|owner| owner == std::process::id()) {
+            unmap(self.base, self.len.as_usize());
+        }
+    }
+}
+
+fn unmap(start: *mut u8, len: usize) {
+    if len != 0 {
+        // SAFETY: a part of a mapping of ours that nobody uses, or uses any more.
+        let unmapped = unsafe { rustix::mm::munmap(start.cast(), len) };
+        debug_assert_eq!(unmapped, Ok(()));
+    }
+}
+
+fn advise(start: *mut u8, len: ByteSize, advice: Advice) -> io::Result<()> {
+    // SAFETY: neither advice changes what the memory holds.
+    unsafe { rustix::mm::madvise(start.cast(), len.as_usize(), advice)? };
+    Ok(())
+}
