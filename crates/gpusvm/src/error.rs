@@ -52,26 +52,26 @@ impl Error {
     /// What the kernel's twin of the operation returns.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::UserfaultfdRequired { .. } => 1,         // EPERM
-            Self::NoDevice | Self::SoftGpu(_) => 19,       // ENODEV
-            Self::ZeroSized => 22,                         // EINVAL
+            Self::UserfaultfdRequired { .. } => 1,   // EPERM
+            Self::NoDevice | Self::SoftGpu(_) => 19, // ENODEV
+            Self::ZeroSized => 22,                   // EINVAL
             Self::Mm(error) | Self::Vm(VmError::Mm(error)) => error.errno(),
-            Self::Vm(_) => 28,                             // ENOSPC
+            Self::Vm(_) => 28, // ENOSPC
             Self::Memory(error) => errno_of(error),
-            Self::Launch(_) | Self::Declared(_) => 14,     // EFAULT
-            Self::Start(_) | Self::Thread(_) => 11,        // EAGAIN
+            Self::Launch(_) | Self::Declared(_) => 14, // EFAULT
+            Self::Start(_) | Self::Thread(_) => 11,    // EAGAIN
         }
     }
 }
 
 const fn errno_of(error: &AdoptError) -> i32 {
     match error {
-        AdoptError::Unmapped { .. } => 2,                                      // ENOENT
-        AdoptError::NotAnonymous { .. } | AdoptError::Taken { .. } => 16,      // EBUSY
-        AdoptError::NotWritable { .. } => 1,                                   // EPERM
-        AdoptError::Overlaps { .. } => 17,                                     // EEXIST
-        AdoptError::NoMemory { .. } => 12,                                     // ENOMEM
-        AdoptError::Gone => 14,                                                // EFAULT
-        _ => 22,                                                               // EINVAL
+        AdoptError::Unmapped { .. } => 2, // ENOENT
+        AdoptError::NotAnonymous { .. } | AdoptError::Taken { .. } => 16, // EBUSY
+        AdoptError::NotWritable { .. } => 1, // EPERM
+        AdoptError::Overlaps { .. } => 17, // EEXIST
+        AdoptError::NoMemory { .. } => 12, // ENOMEM
+        AdoptError::Gone => 14,           // EFAULT
+        _ => 22,                          // EINVAL
     }
 }

@@ -54,8 +54,8 @@ mod stats; // what happened
 mod error; // what was refused
 mod driver; // device faults, end to end
 
-pub use driver::{Moved, Policy, Times};
 pub use driver::policy::{FaultInfo, MigrateOnTouch, Plan};
+pub use driver::{Moved, Policy, Times};
 pub use error::Error;
 pub use gpusvm_device::{Access, FaultError, FaultMode};
 pub use gpusvm_mm_linux::{AdoptError, Capabilities, Plain, Rung};

@@ -73,11 +73,19 @@ impl Builder {
         }
         let best_rung = Capabilities::probe().best_rung();
         if self.require_uffd && self.rung.unwrap_or(best_rung) == Rung::Signals {
-            return Err(Error::UserfaultfdRequired { advice: best_rung.advice() });
+            return Err(Error::UserfaultfdRequired {
+                advice: best_rung.advice(),
+            });
         }
         let process = Process::start(Options { rung: self.rung })?;
-        let mut svm = Svm { process, nodes: Vec::new(), best_rung };
-        let policy = self.policy.unwrap_or_else(|| Arc::new(MigrateOnTouch::default()));
+        let mut svm = Svm {
+            process,
+            nodes: Vec::new(),
+            best_rung,
+        };
+        let policy = self
+            .policy
+            .unwrap_or_else(|| Arc::new(MigrateOnTouch::default()));
         for (owner, gpu) in (0..).zip(self.gpus) {
             // An error drops what was built so far, which takes it down again.
             let node = Node::new(&svm.process, gpu, OwnerId(owner), Arc::clone(&policy))?;
@@ -104,8 +112,16 @@ impl Svm {
         if rung == Rung::Move {
             return None;
         }
-        let advice = if rung == self.best_rung { rung.advice() } else { "a better one was not asked for" };
-        Some(format!("on rung {}, {}: {advice}", rung.number(), rung.description()))
+        let advice = if rung == self.best_rung {
+            rung.advice()
+        } else {
+            "a better one was not asked for"
+        };
+        Some(format!(
+            "on rung {}, {}: {advice}",
+            rung.number(),
+            rung.description()
+        ))
     }
 
     /// Allocates `len` zeroes to share.
@@ -129,7 +145,10 @@ impl Svm {
     /// `Memory`, with which part of it cannot be shared, and why.
     pub fn adopt<T>(&self, pointer: *const T, len: ByteSize) -> Result<Adopted, Error> {
         let span = self.process.adopt(VirtAddr::from(pointer), len)?;
-        Ok(Adopted { process: Arc::clone(&self.process), span })
+        Ok(Adopted {
+            process: Arc::clone(&self.process),
+            span,
+        })
     }
 
     /// Brings memory home, for who cannot wait for pages: a system call on the rung of user mode only,
@@ -156,7 +175,10 @@ impl Svm {
     /// references, and whatever it reads must not be written through them, except by atomics on both
     /// sides. What it leaves in memory must be valid values of the types that the program reads there.
     /// Addresses that are not mapped, or not permitted, are errors of the lane and need no care.
-    #[expect(unsafe_code, reason = "a promise to the caller that only the caller can keep")]
+    #[expect(
+        unsafe_code,
+        reason = "a promise to the caller that only the caller can keep"
+    )]
     pub unsafe fn launch<F>(&self, grid: Grid, kernel: F) -> Result<Launch, Error>
     where
         F: Fn(&mut Lane<'_>) -> Result<(), LaneError> + Send + Sync + 'static,
@@ -177,7 +199,10 @@ impl Svm {
     /// # Safety
     ///
     /// As [`Svm::launch`].
-    #[expect(unsafe_code, reason = "a promise to the caller that only the caller can keep")]
+    #[expect(
+        unsafe_code,
+        reason = "a promise to the caller that only the caller can keep"
+    )]
     pub unsafe fn launch_resident<F>(
         &self,
         device: usize,
@@ -189,7 +214,10 @@ impl Svm {
         F: Fn(&mut Lane<'_>) -> Result<(), LaneError> + Send + Sync + 'static,
     {
         let node = self.nodes.get(device).ok_or(Error::NoDevice)?;
-        let lease = node.vm.make_resident(&resident.declared).map_err(Error::Declared)?;
+        let lease = node
+            .vm
+            .make_resident(&resident.declared)
+            .map_err(Error::Declared)?;
         // SAFETY: as the caller promises.
         let launch = unsafe { node.gpu.launch(node.vm.id, grid, kernel) }?;
         launch.on_done(move || drop(lease));

@@ -116,15 +116,13 @@ unsafe extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut
     let code = unsafe { (*info).si_code };
     // Codes of zero and below are of kill, tgkill and sigqueue.
     let by_kernel = code > 0;
-    // SAFETY: `errno` of the thread is always there.
-    let errno = unsafe { *libc::__errno_location() };
+    let errno = errno();
     // SAFETY: the arguments are the handler's own, unchanged.
     if !by_kernel || !unsafe { settle(info, context) } {
         // SAFETY: as above.
         unsafe { chain(signal, info, context, by_kernel) };
     }
-    // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
+    set_errno(errno);
 }
 
 /// Lets the hook, or the accessor that faulted, deal with a fault. Whether one did.
@@ -133,8 +131,10 @@ unsafe extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut
 ///
 /// The arguments are those of the handler, for a signal that the kernel raised.
 unsafe fn settle(info: *mut siginfo_t, context: *mut c_void) -> bool {
+    // SAFETY: the kernel, or who chains to us, passes a valid `siginfo_t`.
+    let info = unsafe { &*info };
     // SAFETY: a fault of the kernel's making has an address, maybe zero.
-    let addr = unsafe { (*info).si_addr() }.addr();
+    let addr = unsafe { info.si_addr() }.addr();
     // SAFETY: the handler has not returned yet.
     let mut frame = unsafe { Frame::new(context) };
     let fault = FaultInfo {
@@ -212,6 +212,20 @@ fn die(signal: c_int, by_kernel: bool) {
         // SAFETY: it has no preconditions, and the signal is not blocked here.
         unsafe { libc::raise(signal) };
     }
+}
+
+fn errno() -> c_int {
+    // SAFETY: it has no preconditions.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: the thread's own.
+    unsafe { *errno }
+}
+
+fn set_errno(value: c_int) {
+    // SAFETY: it has no preconditions.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: the thread's own.
+    unsafe { *errno = value };
 }
 
 fn our_entry() -> usize {

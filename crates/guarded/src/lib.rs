@@ -36,10 +36,9 @@
 //! ```
 //! gpusvm_guarded::install()?;
 //! let value = 7u32;
-//! // SAFETY: a load has no side effect, and a bad address is reported.
-//! assert_eq!(unsafe { gpusvm_guarded::load32(&value) }, Ok(7));
 //! if gpusvm_guarded::SUPPORTED {
-//!     // SAFETY: as above.
+//!     // Sound: a load has no side effect, and a bad address is reported.
+//!     assert_eq!(unsafe { gpusvm_guarded::load32(&value) }, Ok(7));
 //!     let refused = unsafe { gpusvm_guarded::load32(std::ptr::null()) };
 //!     assert_eq!(refused, Err(gpusvm_guarded::Refused { addr: 0 }));
 //! }

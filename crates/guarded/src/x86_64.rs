@@ -360,9 +360,8 @@ impl Frame<'_> {
     pub(crate) unsafe fn new(context: *mut c_void) -> Self {
         let context = context.cast::<libc::ucontext_t>();
         // SAFETY: the kernel put a `ucontext_t` there, and nobody else looks at it meanwhile.
-        Self {
-            registers: unsafe { &mut (*context).uc_mcontext.gregs },
-        }
+        let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+        Self { registers }
     }
 
     /// The instruction that faulted.

@@ -1,5 +1,7 @@
 //! Accessors on good memory and on every kind of bad memory.
 #![cfg(target_arch = "x86_64")]
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![expect(clippy::cast_possible_truncation, reason = "bytes of a pattern")]
 
 use gpusvm_guarded as guarded;
 use gpusvm_guarded::Refused;
@@ -71,15 +73,11 @@ fn refuses_everything(at: *mut u8, writes_only: bool) {
                 assert_eq!(unsafe { guarded::$load(at.cast::<$word>()) }, Err(refused));
             }
             // SAFETY: aligned, and refused.
-            assert_eq!(
-                unsafe { guarded::$store(at.cast::<$word>(), 1) },
-                Err(refused)
-            );
+            let got = unsafe { guarded::$store(at.cast::<$word>(), 1) };
+            assert_eq!(got, Err(refused));
             // SAFETY: aligned, and refused.
-            assert_eq!(
-                unsafe { guarded::$cas(at.cast::<$word>(), 0, 1) },
-                Err(refused)
-            );
+            let got = unsafe { guarded::$cas(at.cast::<$word>(), 0, 1) };
+            assert_eq!(got, Err(refused));
         };
     }
     check!(u8, load8, store8, compare_exchange8);
@@ -105,10 +103,8 @@ fn good_memory_behaves_as_memory() {
             // SAFETY: in the map.
             assert_eq!(unsafe { guarded::$cas(at, 3, 4) }, Ok(<$word>::MAX - 1));
             // SAFETY: in the map.
-            assert_eq!(
-                unsafe { guarded::$cas(at, <$word>::MAX - 1, 4) },
-                Ok(<$word>::MAX - 1)
-            );
+            let got = unsafe { guarded::$cas(at, <$word>::MAX - 1, 4) };
+            assert_eq!(got, Ok(<$word>::MAX - 1));
             // SAFETY: in the map.
             assert_eq!(unsafe { guarded::$load(at) }, Ok(4));
         }};
@@ -118,10 +114,8 @@ fn good_memory_behaves_as_memory() {
     check!(u32, load32, store32, compare_exchange32);
     check!(u64, load64, store64, compare_exchange64);
     // SAFETY: in the map.
-    assert_eq!(
-        unsafe { guarded::fetch_add32(map.base.cast(), u32::MAX) },
-        Ok(4)
-    );
+    let got = unsafe { guarded::fetch_add32(map.base.cast(), u32::MAX) };
+    assert_eq!(got, Ok(4));
     // SAFETY: in the map.
     assert_eq!(unsafe { guarded::fetch_add64(map.base.cast(), 7) }, Ok(3));
 }
@@ -182,32 +176,22 @@ fn copies_stop_at_the_page_that_refuses() {
     for copy in [guarded::copy as Copy, guarded::copy_streaming] {
         for (start, len) in [(0, 3 * PAGE), (PAGE - 8, 16), (PAGE - 256, 512), (PAGE, 64)] {
             // SAFETY: in the maps.
-            assert_eq!(
-                unsafe { copy(whole.base, broken.at(start), len) },
-                edge,
-                "from {start}"
-            );
+            let got = unsafe { copy(whole.base, broken.at(start), len) };
+            assert_eq!(got, edge, "from {start}");
             // SAFETY: in the maps.
-            assert_eq!(
-                unsafe { copy(broken.at(start), whole.base, len) },
-                edge,
-                "to {start}"
-            );
+            let got = unsafe { copy(broken.at(start), whole.base, len) };
+            assert_eq!(got, edge, "to {start}");
         }
         // SAFETY: refused.
         let null = unsafe { copy(ptr::null_mut(), whole.base, 300) };
         assert_eq!(null, Err(Refused { addr: 0 }));
         let high = ptr::without_provenance_mut(1 << 63);
         // SAFETY: refused.
-        assert_eq!(
-            unsafe { copy(high, whole.base, 300) },
-            Err(Refused { addr: 1 << 63 })
-        );
+        let got = unsafe { copy(high, whole.base, 300) };
+        assert_eq!(got, Err(Refused { addr: 1 << 63 }));
         // SAFETY: refused.
-        assert_eq!(
-            unsafe { copy(whole.base, high, 300) },
-            Err(Refused { addr: 1 << 63 })
-        );
+        let got = unsafe { copy(whole.base, high, 300) };
+        assert_eq!(got, Err(Refused { addr: 1 << 63 }));
     }
     let file = Map::beyond_the_end_of_a_file();
     // SAFETY: in the maps.
@@ -239,11 +223,8 @@ fn clears_what_it_says_and_nothing_else() {
         for i in 0..2 * PAGE {
             let want = u8::from(i < start || i >= start + len);
             // SAFETY: in the map.
-            assert_eq!(
-                unsafe { map.at(i).read() },
-                want,
-                "byte {i} of {len} at {start}"
-            );
+            let got = unsafe { map.at(i).read() };
+            assert_eq!(got, want, "byte {i} of {len} at {start}");
         }
     }
     map.protect(1, libc::PROT_READ);
@@ -251,10 +232,8 @@ fn clears_what_it_says_and_nothing_else() {
         addr: map.at(PAGE).addr(),
     });
     // SAFETY: in the map.
-    assert_eq!(
-        unsafe { guarded::clear_streaming(map.base, 2 * PAGE) },
-        refused
-    );
+    let got = unsafe { guarded::clear_streaming(map.base, 2 * PAGE) };
+    assert_eq!(got, refused);
 }
 
 /// Threads access a page while another takes it away and gives it back: each access succeeds or is
@@ -290,19 +269,19 @@ fn hammering_while_the_page_comes_and_goes() {
         300_000
     );
     // SAFETY: in the map.
-    assert_eq!(
-        unsafe { guarded::load64(map.base.cast()) },
-        Ok(done.load(Ordering::Relaxed))
-    );
+    let got = unsafe { guarded::load64(map.base.cast()) };
+    assert_eq!(got, Ok(done.load(Ordering::Relaxed)));
 }
 
 #[test]
 fn errno_survives() {
     guarded::install().unwrap();
-    // SAFETY: always there.
-    unsafe { *libc::__errno_location() = 77 };
+    // SAFETY: it has no preconditions.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: the thread's own.
+    unsafe { errno.write(77) };
     // SAFETY: refused.
     unsafe { guarded::load8(ptr::null()) }.unwrap_err();
-    // SAFETY: always there.
-    assert_eq!(unsafe { *libc::__errno_location() }, 77);
+    // SAFETY: the thread's own.
+    assert_eq!(unsafe { errno.read() }, 77);
 }

@@ -2,6 +2,7 @@
 //!
 //! Each case is a child process: this test binary again, told by an environment variable what to do.
 #![cfg(target_arch = "x86_64")]
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use gpusvm_guarded as guarded;
 use std::ffi::{c_int, c_void};
@@ -78,10 +79,8 @@ fn set(signal: c_int, handler: usize, flags: c_int) {
     action.sa_sigaction = handler;
     action.sa_flags = flags;
     // SAFETY: a valid action.
-    assert_eq!(
-        unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) },
-        0
-    );
+    let got = unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
+    assert_eq!(got, 0);
 }
 
 extern "C" fn exit_with_signal(signal: c_int) {

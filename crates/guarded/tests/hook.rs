@@ -29,10 +29,8 @@ fn open(fault: &FaultInfo) -> HookVerdict {
     let write = if fault.write { libc::PROT_WRITE } else { 0 };
     let page = ptr::with_exposed_provenance_mut(base + index * PAGE);
     // SAFETY: a page of the map.
-    assert_eq!(
-        unsafe { libc::mprotect(page, PAGE, libc::PROT_READ | write) },
-        0
-    );
+    let result = unsafe { libc::mprotect(page, PAGE, libc::PROT_READ | write) };
+    assert_eq!(result, 0);
     HookVerdict::Retry
 }
 
@@ -84,10 +82,8 @@ fn hook_opens_pages_and_the_access_is_run_again() {
         }
     });
     // SAFETY: open now.
-    assert_eq!(
-        unsafe { base.wrapping_add(PAGES * PAGE - 1).read_volatile() },
-        9
-    );
+    let last = unsafe { base.wrapping_add(PAGES * PAGE - 1).read_volatile() };
+    assert_eq!(last, 9);
 
     // What is not the hook's is reported as before.
     // SAFETY: refused.

@@ -5,7 +5,7 @@
 //! All are acquire and release, towards other lanes and, in RAM, towards the CPU.
 
 use crate::port::aligned;
-use crate::word::{Word, load_ram, load_vram};
+use crate::word::{Word, load_ram, load_vram, low32};
 use crate::{Lane, LaneError, SvmPtr};
 use gpusvm_device::{Access, FaultError};
 use gpusvm_guarded::{self as guarded, Refused};
@@ -218,10 +218,6 @@ struct Place {
     system: bool,
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the low bits of a register are the word"
-)]
 impl Place {
     #[inline(always)]
     fn load<T: Word>(self) -> Result<T, Refused> {
@@ -239,18 +235,21 @@ impl Place {
     fn add<T: Word>(self, value: T) -> Result<T, Refused> {
         let bits = value.to_bits();
         let old = match (self.system, size_of::<T>()) {
-            // SAFETY: aligned; the kernel may write there.
-            (true, 4) => u64::from(unsafe { guarded::fetch_add32(self.at.cast(), bits as u32) }?),
+            (true, 4) => {
+                // SAFETY: aligned; the kernel may write there.
+                u64::from(unsafe { guarded::fetch_add32(self.at.cast(), low32(bits)) }?)
+            }
             // SAFETY: as above.
             (true, _) => unsafe { guarded::fetch_add64(self.at.cast(), bits) }?,
-            // SAFETY: aligned, in VRAM, which is accessed by atomics only.
-            (false, 4) => u64::from(
-                unsafe { AtomicU32::from_ptr(self.at.cast()) }
-                    .fetch_add(bits as u32, Ordering::AcqRel),
-            ),
-            // SAFETY: as above.
+            (false, 4) => {
+                // SAFETY: aligned, in VRAM, which is accessed by atomics only.
+                let word = unsafe { AtomicU32::from_ptr(self.at.cast()) };
+                u64::from(word.fetch_add(low32(bits), Ordering::AcqRel))
+            }
             (false, _) => {
-                unsafe { AtomicU64::from_ptr(self.at.cast()) }.fetch_add(bits, Ordering::AcqRel)
+                // SAFETY: as above.
+                let word = unsafe { AtomicU64::from_ptr(self.at.cast()) };
+                word.fetch_add(bits, Ordering::AcqRel)
             }
         };
         Ok(T::from_bits(old))
@@ -260,16 +259,17 @@ impl Place {
     fn compare_exchange<T: Word>(self, old: T, new: T) -> Result<T, Refused> {
         let (old, new) = (old.to_bits(), new.to_bits());
         let seen = match (self.system, size_of::<T>()) {
-            (true, 4) => u64::from(
+            (true, 4) => {
+                let (old, new) = (low32(old), low32(new));
                 // SAFETY: aligned; the kernel may write there.
-                unsafe { guarded::compare_exchange32(self.at.cast(), old as u32, new as u32) }?,
-            ),
+                u64::from(unsafe { guarded::compare_exchange32(self.at.cast(), old, new) }?)
+            }
             // SAFETY: as above.
             (true, _) => unsafe { guarded::compare_exchange64(self.at.cast(), old, new) }?,
             (false, 4) => {
                 // SAFETY: aligned, in VRAM, which is accessed by atomics only.
                 let word = unsafe { AtomicU32::from_ptr(self.at.cast()) };
-                let (old, new) = (old as u32, new as u32);
+                let (old, new) = (low32(old), low32(new));
                 let result = word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire);
                 u64::from(result.unwrap_or_else(|seen| seen))
             }

@@ -169,7 +169,12 @@ impl Lane<'_> {
                     let at = VirtAddr::new(refused.addr as u64);
                     return Err(LaneError::Fault(FaultError::OutOfReach { at }));
                 }
-                Err(_) => self.port.stale(at, access)?,
+                Err(refused) => {
+                    // Where it stopped, not where it began: that page is the one out of date.
+                    let by = refused.addr.wrapping_sub(hit.pointer().addr());
+                    let by = if by < len { by as u64 } else { 0 };
+                    self.port.stale(at + by, access)?;
+                }
             }
         }
     }

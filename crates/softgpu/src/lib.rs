@@ -18,9 +18,9 @@
 //! # Locking
 //!
 //! The access path takes no lock and pays no fence; `flush` explains why that is enough. Inside the
-//! device, each of these is a leaf: the edit lock of a page table, the lock of the table arena (the
-//! only one taken under another: the edit lock), the fault buffer, the launch queue, the outcome of
-//! a launch.
+//! device, each of these is a leaf: the fault buffer, the launch queue, the outcome of a launch, and
+//! the lock of the table arena, which is taken under the edit lock of a page table or under that of
+//! the list of address spaces. No other two are held together.
 //!
 //! # Invariants
 //!
@@ -48,7 +48,7 @@
 //! gpu.page_tables().bind(vm, &Mapping { span, target, writable: true })?;
 //!
 //! let counter = SvmPtr::<u32>::new(span.start());
-//! // SAFETY: nothing else is in the device's memory.
+//! // Sound: nothing else is in the device's memory.
 //! let launch = unsafe { gpu.launch(vm, Grid::new(1000), move |lane| {
 //!     lane.atomic_add(counter, 1)?;
 //!     Ok(())

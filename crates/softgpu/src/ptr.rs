@@ -33,10 +33,6 @@ impl<T> SvmPtr<T> {
 
     /// The element `index` places further on.
     #[inline]
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "as on raw pointers, by elements"
-    )]
     pub const fn add(self, index: usize) -> Self {
         let by = (index as u64).wrapping_mul(size_of::<T>() as u64);
         Self {
@@ -63,6 +59,10 @@ impl<T> SvmPtr<T> {
     /// The pointer for the CPU.
     ///
     /// It has the provenance of whatever pointer was turned into an address before.
+    ///
+    /// # Panics
+    ///
+    /// Never on a 64-bit machine.
     pub fn as_ptr(self) -> *mut T {
         let addr = usize::try_from(self.addr).expect("an address of this process");
         std::ptr::with_exposed_provenance_mut(addr)

@@ -34,7 +34,6 @@ macro_rules! word {
                 $to
             }
             #[inline(always)]
-            #[allow(clippy::cast_possible_truncation, reason = "the rest of the register is void")]
             fn from_bits($bits: u64) -> Self {
                 $from
             }
@@ -43,17 +42,17 @@ macro_rules! word {
 }
 
 word! {
-    u8, |v| u64::from(v), |b| b as u8;
-    u16, |v| u64::from(v), |b| b as u16;
-    u32, |v| u64::from(v), |b| b as u32;
+    u8, |v| u64::from(v), |b| low8(b);
+    u16, |v| u64::from(v), |b| low16(b);
+    u32, |v| u64::from(v), |b| low32(b);
     u64, |v| v, |b| b;
-    usize, |v| v as u64, |b| b as usize;
-    i8, |v| u64::from(v.cast_unsigned()), |b| (b as u8).cast_signed();
-    i16, |v| u64::from(v.cast_unsigned()), |b| (b as u16).cast_signed();
-    i32, |v| u64::from(v.cast_unsigned()), |b| (b as u32).cast_signed();
+    usize, |v| v as u64, |b| address(b);
+    i8, |v| u64::from(v.cast_unsigned()), |b| low8(b).cast_signed();
+    i16, |v| u64::from(v.cast_unsigned()), |b| low16(b).cast_signed();
+    i32, |v| u64::from(v.cast_unsigned()), |b| low32(b).cast_signed();
     i64, |v| v.cast_unsigned(), |b| b.cast_signed();
-    isize, |v| v.cast_unsigned() as u64, |b| (b as usize).cast_signed();
-    f32, |v| u64::from(v.to_bits()), |b| f32::from_bits(b as u32);
+    isize, |v| v.cast_unsigned() as u64, |b| address(b).cast_signed();
+    f32, |v| u64::from(v.to_bits()), |b| f32::from_bits(low32(b));
     f64, |v| v.to_bits(), |b| f64::from_bits(b);
 }
 
@@ -69,10 +68,6 @@ macro_rules! pointer_word {
                 $to
             }
             #[inline(always)]
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "an address of this process"
-            )]
             fn from_bits($bits: u64) -> Self {
                 $from
             }
@@ -80,10 +75,10 @@ macro_rules! pointer_word {
     };
 }
 pointer_word!(*const T, T, |v| v.expose_provenance() as u64, |b| {
-    std::ptr::with_exposed_provenance(b as usize)
+    std::ptr::with_exposed_provenance(address(b))
 });
 pointer_word!(*mut T, T, |v| v.expose_provenance() as u64, |b| {
-    std::ptr::with_exposed_provenance_mut(b as usize)
+    std::ptr::with_exposed_provenance_mut(address(b))
 });
 pointer_word!(SvmPtr<T>, T, |v| v.addr().get(), |b| SvmPtr::new(
     VirtAddr::new(b)
@@ -115,16 +110,15 @@ pub(crate) unsafe fn load_vram<T: Word>(at: *mut u8) -> T {
 ///
 /// As [`load_vram`].
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the low bits are the word")]
 pub(crate) unsafe fn store_vram<T: Word>(at: *mut u8, value: T) {
     let bits = value.to_bits();
     match size_of::<T>() {
         // SAFETY: VRAM is there, and accessed by atomics only.
-        1 => unsafe { AtomicU8::from_ptr(at) }.store(bits as u8, Ordering::Relaxed),
+        1 => unsafe { AtomicU8::from_ptr(at) }.store(low8(bits), Ordering::Relaxed),
         // SAFETY: as above, and aligned.
-        2 => unsafe { AtomicU16::from_ptr(at.cast()) }.store(bits as u16, Ordering::Relaxed),
+        2 => unsafe { AtomicU16::from_ptr(at.cast()) }.store(low16(bits), Ordering::Relaxed),
         // SAFETY: as above.
-        4 => unsafe { AtomicU32::from_ptr(at.cast()) }.store(bits as u32, Ordering::Relaxed),
+        4 => unsafe { AtomicU32::from_ptr(at.cast()) }.store(low32(bits), Ordering::Relaxed),
         // SAFETY: as above.
         _ => unsafe { AtomicU64::from_ptr(at.cast()) }.store(bits, Ordering::Relaxed),
     }
@@ -156,17 +150,37 @@ pub(crate) unsafe fn load_ram<T: Word>(at: *mut u8) -> Result<T, Refused> {
 ///
 /// `at` is aligned for `T`, and the kernel may write there.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the low bits are the word")]
 pub(crate) unsafe fn store_ram<T: Word>(at: *mut u8, value: T) -> Result<(), Refused> {
     let bits = value.to_bits();
     match size_of::<T>() {
         // SAFETY: the kernel may write there.
-        1 => unsafe { guarded::store8(at, bits as u8) },
+        1 => unsafe { guarded::store8(at, low8(bits)) },
         // SAFETY: as above, and aligned.
-        2 => unsafe { guarded::store16(at.cast(), bits as u16) },
+        2 => unsafe { guarded::store16(at.cast(), low16(bits)) },
         // SAFETY: as above.
-        4 => unsafe { guarded::store32(at.cast(), bits as u32) },
+        4 => unsafe { guarded::store32(at.cast(), low32(bits)) },
         // SAFETY: as above.
         _ => unsafe { guarded::store64(at.cast(), bits) },
     }
+}
+
+macro_rules! low {
+    ($($(#[$doc:meta])* $name:ident -> $word:ty;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        #[expect(clippy::cast_possible_truncation, reason = "the rest of the register is void")]
+        pub(crate) const fn $name(bits: u64) -> $word {
+            bits as $word
+        }
+    )*};
+}
+low! {
+    /// The low 8 bits of a register.
+    low8 -> u8;
+    /// The low 16 bits of a register.
+    low16 -> u16;
+    /// The low 32 bits of a register.
+    low32 -> u32;
+    /// A register as an address, or an index, of this process, where all have 64 bits.
+    address -> usize;
 }

@@ -170,7 +170,9 @@ impl<M: AddressSpace> GpuSvm<M> {
             return Ok(false);
         }
         bind(&proof, &prepared.runs)?;
-        range.pages().set_mapped(prepared.permission, &proof);
+        range
+            .pages()
+            .set_mapped(prepared.permission, self.mm.now(), &proof);
         Ok(true)
     }
 

@@ -4,8 +4,9 @@
 
 use crate::Quiesced;
 use alloc::{vec, vec::Vec};
-use gpusvm_mm::Home;
-use gpusvm_sync::atomic::{AtomicU8, Ordering};
+use core::time::Duration;
+use gpusvm_mm::{Home, Time};
+use gpusvm_sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use gpusvm_types::Span;
 
 /// What a mapping allows.
@@ -21,7 +22,16 @@ pub enum Permission {
 ///
 /// Set with the notifier lock held to read, by who serves the range; cleared with it held to write.
 #[derive(Debug, Default)]
-pub struct Pages(AtomicU8);
+pub struct Pages {
+    mapped: AtomicU8,
+    /// When it was mapped last, in nanoseconds of the mm's clock; zero for never.
+    mapped_at: AtomicU64,
+    /// How often in a row it was gone again soon after it was mapped.
+    bounces: AtomicU32,
+}
+
+/// What "soon" is: a mapping that lives shorter than this was hardly used.
+const SOON: Duration = Duration::from_millis(20);
 
 const NOT_MAPPED: u8 = 0;
 const READ: u8 = 1;
@@ -31,7 +41,7 @@ impl Pages {
     /// Whether the range is mapped with at least this permission. A hint without the notifier lock:
     /// enough to see that a fault was served meanwhile.
     pub fn allow(&self, wanted: Permission) -> bool {
-        let mapped = self.0.load(Ordering::Acquire);
+        let mapped = self.mapped.load(Ordering::Acquire);
         match wanted {
             Permission::Read => mapped != NOT_MAPPED,
             Permission::Write => mapped == WRITE,
@@ -43,22 +53,51 @@ impl Pages {
         self.allow(Permission::Read)
     }
 
-    pub(crate) fn set_mapped(&self, permission: Permission, _proof: &Quiesced<'_>) {
-        let mapped = if permission == Permission::Write {
-            WRITE
-        } else {
-            READ
-        };
-        self.0.store(mapped, Ordering::Release);
+    /// How often in a row the mapping was gone again soon after it was made: pages that bounce
+    /// between the device and the CPU. Asked once for each fault, by who serves it.
+    pub fn count_bounces(&self, now: Time) -> u32 {
+        let mapped_at = self.mapped_at.load(Ordering::Relaxed);
+        let lived = nanos(now).saturating_sub(mapped_at);
+        if mapped_at == 0 || u128::from(lived) > SOON.as_nanos() {
+            self.bounces.store(0, Ordering::Relaxed);
+            return 0;
+        }
+        self.bounces.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    pub(crate) fn set_mapped(&self, permission: Permission, now: Time, _proof: &Quiesced<'_>) {
+        let mapped = if permission == Permission::Write { WRITE } else { READ };
+        self.mapped.store(mapped, Ordering::Release);
+        self.mapped_at.store(nanos(now), Ordering::Relaxed);
     }
 
     /// Nothing is mapped any more. Whether anything was.
     pub(crate) fn set_unmapped(&self) -> bool {
-        self.0.swap(NOT_MAPPED, Ordering::AcqRel) != NOT_MAPPED
+        self.mapped.swap(NOT_MAPPED, Ordering::AcqRel) != NOT_MAPPED
     }
 
     /// Room for the homes of a span's pages.
     pub(crate) fn homes_for(span: Span) -> Vec<Home> {
         vec![Home::System; span.page_count().as_usize()]
+    }
+}
+
+fn nanos(time: Time) -> u64 {
+    u64::try_from(time.as_duration().as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounces_count_up_while_mappings_are_short_lived() {
+        let pages = Pages::default();
+        let at = |millis| Time::START.after(Duration::from_millis(millis));
+        assert_eq!(pages.count_bounces(at(1)), 0, "never mapped");
+        pages.mapped_at.store(nanos(at(2)), Ordering::Relaxed);
+        assert_eq!(pages.count_bounces(at(3)), 1);
+        assert_eq!(pages.count_bounces(at(4)), 2);
+        assert_eq!(pages.count_bounces(at(30)), 0, "it was mapped for long");
     }
 }

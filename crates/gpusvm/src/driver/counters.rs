@@ -35,7 +35,11 @@ impl Moved {
     pub fn bandwidth(&self) -> f64 {
         let seconds = self.elapsed.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate to look at")]
-        if seconds > 0.0 { self.bytes as f64 / seconds } else { 0.0 }
+        if seconds > 0.0 {
+            self.bytes as f64 / seconds
+        } else {
+            0.0
+        }
     }
 }
 

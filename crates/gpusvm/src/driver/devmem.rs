@@ -33,7 +33,10 @@ impl<M: AddressSpace> Bo<M> {
         let began = self.now();
         let engine = self.device.copy_engine();
         let mut bytes = ByteSize::ZERO;
-        let mut batch = [CopyOp::Clear { to: DevicePfn::new(0).dev_addr(), len: ByteSize::ZERO }; BATCH];
+        let mut batch = [CopyOp::Clear {
+            to: DevicePfn::new(0).dev_addr(),
+            len: ByteSize::ZERO,
+        }; BATCH];
         loop {
             let mut len = 0;
             for (place, op) in batch.iter_mut().zip(&mut ops) {
@@ -61,11 +64,20 @@ impl<M: AddressSpace> Bo<M> {
 
 impl<M: AddressSpace> DevmemOps for Bo<M> {
     fn populate_pfn(&self, pfns: &mut [DevicePfn]) -> Result<(), DevmemError> {
-        let pages = self.runs.iter().flat_map(|run| {
-            (0..run.count.get()).map(|i| run.first.offset(PageCount::new(i)))
-        });
-        let filled = pfns.iter_mut().zip(pages).map(|(place, pfn)| *place = pfn).count();
-        if filled == pfns.len() { Ok(()) } else { Err(DevmemError::Pages) }
+        let pages = self
+            .runs
+            .iter()
+            .flat_map(|run| (0..run.count.get()).map(|i| run.first.offset(PageCount::new(i))));
+        let filled = pfns
+            .iter_mut()
+            .zip(pages)
+            .map(|(place, pfn)| *place = pfn)
+            .count();
+        if filled == pfns.len() {
+            Ok(())
+        } else {
+            Err(DevmemError::Pages)
+        }
     }
 
     fn copy_to_devmem(
@@ -96,7 +108,9 @@ impl<M: AddressSpace> DevmemOps for Bo<M> {
 
 fn length(op: &CopyOp) -> ByteSize {
     match op {
-        CopyOp::ToDevice { len, .. } | CopyOp::ToRam { len, .. } | CopyOp::Clear { len, .. } => *len,
+        CopyOp::ToDevice { len, .. } | CopyOp::ToRam { len, .. } | CopyOp::Clear { len, .. } => {
+            *len
+        }
     }
 }
 

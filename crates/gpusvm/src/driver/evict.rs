@@ -25,7 +25,10 @@ impl<M: AddressSpace> Vm<M> {
             if let Some(runs) = self.vram.allocate(count) {
                 return Some(runs);
             }
-            match self.vram.pick(self.now(), |resident| self.was_used(resident)) {
+            match self
+                .vram
+                .pick(self.now(), |resident| self.was_used(resident))
+            {
                 Victim::Evict(victim) => self.evict(victim),
                 Victim::Wait(time) => self.vram.wait_freed(time),
                 Victim::Nothing => self.vram.wait_freed(WAIT_FOR_OTHERS),

@@ -46,8 +46,15 @@ pub(crate) struct Request {
 pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict {
     let began = vm.now();
     Counters::count(&vm.counters.faults);
-    let DeviceFault { at, access, stale, .. } = *fault;
-    let request = Request { at, access, stale, cause: Cause::DeviceFault };
+    let DeviceFault {
+        at, access, stale, ..
+    } = *fault;
+    let request = Request {
+        at,
+        access,
+        stale,
+        cause: Cause::DeviceFault,
+    };
     let verdict = match make_accessible(vm, &request) {
         Ok(()) => Verdict::Replay,
         Err(error) => {
@@ -82,17 +89,16 @@ pub(crate) fn make_accessible<M: AddressSpace>(
             }
         }
     }
-    Err(FaultError::Gave { at: request.at, reason: "it was not stable for long enough" })
+    Err(FaultError::Gave {
+        at: request.at,
+        reason: "it was not stable for long enough",
+    })
 }
 
 /// One pass over a fault, from nothing to a mapping.
-fn pass<M: AddressSpace>(
-    vm: &Vm<M>,
-    request: &Request,
-    attempt: u32,
-) -> Result<Pass, FaultError> {
+fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<Pass, FaultError> {
     vm.svm.collect_garbage();
-    let ctx = context(vm, request, attempt);
+    let mut ctx = context(vm, request);
     let range = match vm.svm.range_find_or_insert(request.at, &ctx) {
         Ok(range) => range,
         Err(error) => return refused(request, error),
@@ -105,37 +111,66 @@ fn pass<M: AddressSpace>(
         Counters::count(&vm.counters.coalesced);
         return Ok(Pass::Bound);
     }
-    if ctx.devmem_possible && range.can_migrate() {
+    if range.can_migrate() && decide(vm, request, &range, attempt, &mut ctx) {
         migrate(vm, request, &range, &ctx)?;
     }
     let ops: &dyn gpusvm_pagemap::PagemapOps = vm;
     let reaches_ram = vm.device.caps().coherent;
-    let prepared = match vm.svm.get_pages(&range, Some((&vm.pagemap, ops)), reaches_ram, &ctx) {
+    let prepared = match vm
+        .svm
+        .get_pages(&range, Some((&vm.pagemap, ops)), reaches_ram, &ctx)
+    {
         Ok(prepared) => prepared,
         Err(error) => return not_mapped(request, error),
     };
-    let bound = vm.svm.commit(&range, &prepared, |proof, runs| vm.bind(proof, runs));
+    let bound = vm
+        .svm
+        .commit(&range, &prepared, |proof, runs| vm.bind(proof, runs));
     match bound {
         Ok(true) => Ok(Pass::Bound),
         Ok(false) => Ok(Pass::Stale),
-        Err(_) => Err(FaultError::Gave { at: request.at, reason: "its pages could not be bound" }),
+        Err(_) => Err(FaultError::Gave {
+            at: request.at,
+            reason: "its pages could not be bound",
+        }),
     }
 }
 
-fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> FaultCtx {
-    let reaches_ram = vm.device.caps().coherent;
-    let Request { at, access, .. } = *request;
-    let plan = vm.policy.on_device_fault(&FaultInfo { at, access, attempt, reaches_ram });
-    let atomics_need_devmem = access == Access::Atomic && !vm.device.caps().atomics_on_ram;
+fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
+    let caps = vm.device.caps();
     // A device that cannot reach RAM has no other place, and nor have its atomics.
-    let must_move = !reaches_ram || atomics_need_devmem;
+    let atomics_need_devmem = request.access == Access::Atomic && !caps.atomics_on_ram;
     FaultCtx {
         owner: Some(vm.pagemap.owner()),
-        read_only: !access.is_write(),
-        devmem_possible: must_move || (plan.migrate && attempt < MAX_PASSES),
-        devmem_only: must_move,
-        timeslice: plan.timeslice,
+        read_only: !request.access.is_write(),
+        devmem_possible: true,
+        devmem_only: !caps.coherent || atomics_need_devmem,
+        timeslice: Duration::ZERO,
     }
+}
+
+/// Asks the policy whether the range moves, and for how long. Where only device memory will do, it
+/// moves; after too many passes for nothing, it stays where it is.
+fn decide<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+    range: &Range,
+    attempt: u32,
+    ctx: &mut FaultCtx,
+) -> bool {
+    let bounces = range.pages().count_bounces(vm.now());
+    let reaches_ram = vm.device.caps().coherent;
+    let Request { at, access, .. } = *request;
+    let info = FaultInfo {
+        at,
+        access,
+        attempt,
+        bounces,
+        reaches_ram,
+    };
+    let plan = vm.policy.on_device_fault(&info);
+    ctx.timeslice = plan.timeslice;
+    ctx.devmem_only || (plan.migrate && attempt < MAX_PASSES)
 }
 
 /// Moves the range to the device. That it cannot is no failure where the device reaches RAM.
@@ -148,9 +183,10 @@ fn migrate<M: AddressSpace>(
     match vm.populate(range.span(), ctx.timeslice, request.cause) {
         Ok(()) => Ok(()),
         Err(MigrateError::Mm(MmError::Gone)) => Err(FaultError::Closed { at: request.at }),
-        Err(MigrateError::NoSpace { .. }) if ctx.devmem_only => {
-            Err(FaultError::Gave { at: request.at, reason: "device memory is full" })
-        }
+        Err(MigrateError::NoSpace { .. }) if ctx.devmem_only => Err(FaultError::Gave {
+            at: request.at,
+            reason: "device memory is full",
+        }),
         Err(_) => Ok(()),
     }
 }
@@ -165,7 +201,10 @@ fn refused(request: &Request, error: FindError) -> Result<Pass, FaultError> {
         }
         FindError::NoChunk { .. } => Ok(Pass::Stale),
         FindError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
-        _ => Err(FaultError::Gave { at, reason: "there is no range for it" }),
+        _ => Err(FaultError::Gave {
+            at,
+            reason: "there is no range for it",
+        }),
     }
 }
 
@@ -187,11 +226,19 @@ fn forget_stale<M: AddressSpace>(vm: &Vm<M>, at: VirtAddr) -> Result<(), FaultEr
         vm.svm.range_remove(&range);
     }
     // A mapping that exists and refuses all the same would be tried for ever.
-    if vm.svm.mm().is_readable(at) { Ok(()) } else { Err(FaultError::Unmapped { at }) }
+    if vm.svm.mm().is_readable(at) {
+        Ok(())
+    } else {
+        Err(FaultError::Unmapped { at })
+    }
 }
 
 const fn wanted(access: Access) -> Permission {
-    if access.is_write() { Permission::Write } else { Permission::Read }
+    if access.is_write() {
+        Permission::Write
+    } else {
+        Permission::Read
+    }
 }
 
 /// Nothing at first: most passes are stale because somebody else was faster.

@@ -13,6 +13,8 @@ pub struct FaultInfo {
     pub access: Access,
     /// How many passes over this fault came to nothing.
     pub attempt: u32,
+    /// How often in a row the CPU took the pages back soon after the device got them.
+    pub bounces: u32,
     /// Whether the device reaches RAM in place, coherently.
     pub reaches_ram: bool,
 }
@@ -35,23 +37,31 @@ pub trait Policy: Send + Sync + core::fmt::Debug {
 /// Migrate on every fault, and let pages stay long enough for the device to use them.
 #[derive(Clone, Copy, Debug)]
 pub struct MigrateOnTouch {
-    /// How long pages stay at first. Doubles with every pass that came to nothing.
+    /// How long pages stay at first. Doubles with every pass that came to nothing, and with every time
+    /// that the CPU took them back soon: pages that bounce stay longer, until both sides get some
+    /// work done between two migrations.
     pub timeslice: Duration,
 }
 
 impl Default for MigrateOnTouch {
     /// Half a millisecond: about what five migrations of 2 MiB take.
     fn default() -> Self {
-        Self { timeslice: Duration::from_micros(500) }
+        Self {
+            timeslice: Duration::from_micros(500),
+        }
     }
 }
 
 impl Policy for MigrateOnTouch {
     fn on_device_fault(&self, fault: &FaultInfo) -> Plan {
-        /// A timeslice that the CPU would notice as a hang.
-        const LONGEST: Duration = Duration::from_millis(100);
-        let doubled = self.timeslice.saturating_mul(1 << fault.attempt.min(16));
-        Plan { migrate: true, timeslice: doubled.min(LONGEST) }
+        /// Longer, and a person would notice it as a hang.
+        const LONGEST: Duration = Duration::from_millis(16);
+        let doublings = fault.attempt.saturating_add(fault.bounces).min(16);
+        let doubled = self.timeslice.saturating_mul(1 << doublings);
+        Plan {
+            migrate: true,
+            timeslice: doubled.min(LONGEST),
+        }
     }
 }
 
@@ -60,15 +70,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timeslice_doubles_with_every_attempt_up_to_a_bound() {
+    fn a_timeslice_doubles_with_attempts_and_bounces_up_to_a_bound() {
         let policy = MigrateOnTouch::default();
-        let at = |attempt| {
-            let access = Access::Write;
-            let info = FaultInfo { at: VirtAddr::new(0), access, attempt, reaches_ram: true };
+        let after = |attempt, bounces| {
+            let (at, access) = (VirtAddr::new(0), Access::Write);
+            let info = FaultInfo {
+                at,
+                access,
+                attempt,
+                bounces,
+                reaches_ram: true,
+            };
             policy.on_device_fault(&info).timeslice
         };
-        assert_eq!(at(0), Duration::from_micros(500));
-        assert_eq!(at(3), Duration::from_millis(4));
-        assert_eq!(at(40), Duration::from_millis(100));
+        assert_eq!(after(0, 0), Duration::from_micros(500));
+        assert_eq!(after(3, 0), Duration::from_millis(4));
+        assert_eq!(after(1, 2), Duration::from_millis(4));
+        assert_eq!(after(40, u32::MAX), Duration::from_millis(16));
     }
 }

@@ -28,7 +28,9 @@ impl<M: AddressSpace> Vm<M> {
             return Err(MigrateError::Unbound { span });
         }
         let mut homes = vec![Home::System; span.page_count().as_usize()];
-        self.svm.mm().range_fault(span, Some(self.pagemap.owner()), &mut homes)?;
+        self.svm
+            .mm()
+            .range_fault(span, Some(self.pagemap.owner()), &mut homes)?;
         for run in runs_in_ram(span, &homes) {
             self.populate_run(run, timeslice, cause)?;
         }
@@ -51,7 +53,12 @@ impl<M: AddressSpace> Vm<M> {
             runs,
         };
         let devmem = Arc::new(Devmem::new(count, Box::new(bo)));
-        let request = MigrateRequest { span, timeslice, mode: Mode::Partial, cause };
+        let request = MigrateRequest {
+            span,
+            timeslice,
+            mode: Mode::Partial,
+            cause,
+        };
         migrate::migrate_to_devmem(&self.pagemap, &devmem, &request)?;
         self.vram.add_resident(Resident { devmem, span });
         Ok(())
@@ -60,7 +67,8 @@ impl<M: AddressSpace> Vm<M> {
 
 impl<M: AddressSpace> PagemapOps for Vm<M> {
     fn populate(&self, span: Span, timeslice: Duration) -> Result<(), MigrateError> {
-        span.blocks().try_for_each(|piece| Vm::populate(self, piece, timeslice, Cause::Prefetch))
+        span.blocks()
+            .try_for_each(|piece| Vm::populate(self, piece, timeslice, Cause::Prefetch))
     }
 
     fn device_map(&self, page: DevicePfn, for_owner: OwnerId) -> Option<PagemapAddr> {
@@ -75,7 +83,11 @@ impl<M: AddressSpace> PagemapOps for Vm<M> {
 /// The longest pieces of `span` whose pages are in RAM.
 fn runs_in_ram(span: Span, homes: &[Home]) -> Vec<Span> {
     let mut runs: Vec<Span> = Vec::new();
-    for (page, _) in span.pages().zip(homes).filter(|(_, home)| **home == Home::System) {
+    for (page, _) in span
+        .pages()
+        .zip(homes)
+        .filter(|(_, home)| **home == Home::System)
+    {
         let page = Span::of_pages(page, PageCount::ONE);
         match runs.last_mut() {
             Some(run) if run.end() == page.start() => *run = run.union(page),

@@ -9,8 +9,8 @@
 //!
 //! A leased allocation is not evicted, and the CPU waits for it.
 
-use crate::driver::fault::{self, Request};
 use crate::driver::Vm;
+use crate::driver::fault::{self, Request};
 use gpusvm_device::{Access, FaultError};
 use gpusvm_mm::AddressSpace;
 use gpusvm_pagemap::{Cause, Devmem};
@@ -58,11 +58,22 @@ impl<M: AddressSpace> Vm<M> {
         access: Access,
         lease: &mut Lease,
     ) -> Result<VirtAddr, FaultError> {
-        let wanted = if access.is_write() { Permission::Write } else { Permission::Read };
-        let request = Request { at, access, stale: false, cause: Cause::Declared };
+        let wanted = if access.is_write() {
+            Permission::Write
+        } else {
+            Permission::Read
+        };
+        let request = Request {
+            at,
+            access,
+            stale: false,
+            cause: Cause::Declared,
+        };
         for _ in 0..MAX_SLIPS {
             fault::make_accessible(self, &request)?;
-            let Some(range) = self.svm.range_find(at) else { continue };
+            let Some(range) = self.svm.range_find(at) else {
+                continue;
+            };
             let _serving = range.serve();
             let mut here = Lease::default();
             for resident in self.vram.residents_in(range.span()) {
@@ -74,6 +85,9 @@ impl<M: AddressSpace> Vm<M> {
                 return Ok(range.span().end());
             }
         }
-        Err(FaultError::Gave { at, reason: "it was taken away again before the launch began" })
+        Err(FaultError::Gave {
+            at,
+            reason: "it was taken away again before the launch began",
+        })
     }
 }

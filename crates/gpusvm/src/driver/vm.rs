@@ -47,11 +47,17 @@ impl<M: AddressSpace> Vm<M> {
         let pages = device.caps().vram.whole_pages();
         let pagemap = Pagemap::new(mm, pages, owner)?;
         let id = device.page_tables().create_vm()?;
-        let ops = Arc::new(TableOps { device: Arc::clone(&device), id });
+        let ops = Arc::new(TableOps {
+            device: Arc::clone(&device),
+            id,
+        });
         let sizes = device.caps().page_sizes.sizes;
         let largest = |size: &ByteSize| *size <= gpusvm_types::BLOCK_SIZE;
         let chunk_sizes = sizes.iter().copied().filter(largest).collect();
-        let config = Config { chunk_sizes, ..Config::default() };
+        let config = Config {
+            chunk_sizes,
+            ..Config::default()
+        };
         Ok(Arc::new(Self {
             svm: GpuSvm::new(Arc::clone(mm), config, ops),
             device,
@@ -77,7 +83,11 @@ impl<M: AddressSpace> Vm<M> {
                 PagemapAddr::Vram(at) => Target::Vram(at),
             };
             let writable = run.permission == Permission::Write;
-            let mapping = Mapping { span: run.span, target, writable };
+            let mapping = Mapping {
+                span: run.span,
+                target,
+                writable,
+            };
             self.device.page_tables().bind(self.id, &mapping)?;
         }
         Ok(())

@@ -5,12 +5,12 @@
 //! The buddy's lock is held for one operation and taken also by CPU faults, whose last page frees an
 //! allocation. The list's lock is held to pick or to add. Neither is held across a call out.
 
+use core::time::Duration;
 use gpusvm_device::{BlockRun, Buddy};
 use gpusvm_mm::Time;
 use gpusvm_pagemap::Devmem;
 use gpusvm_sync::{Arc, Condvar, Mutex};
 use gpusvm_types::{PageCount, Span};
-use core::time::Duration;
 use std::collections::VecDeque;
 
 /// The memory of one device.
@@ -101,7 +101,10 @@ impl Vram {
     /// Pages live in an allocation from now on.
     pub(crate) fn add_resident(&self, resident: Resident) {
         let mut residents = self.residents.lock();
-        while residents.front().is_some_and(|first| first.devmem.is_detached()) {
+        while residents
+            .front()
+            .is_some_and(|first| first.devmem.is_detached())
+        {
             residents.pop_front();
         }
         residents.push_back(resident);
@@ -110,8 +113,12 @@ impl Vram {
     /// The allocations that pages live in.
     pub(crate) fn residents_in(&self, span: Span) -> Vec<Resident> {
         let residents = self.residents.lock();
-        let live = residents.iter().filter(|resident| !resident.devmem.is_detached());
-        live.filter(|resident| resident.span.overlaps(span)).cloned().collect()
+        let live = residents
+            .iter()
+            .filter(|resident| !resident.devmem.is_detached());
+        live.filter(|resident| resident.span.overlaps(span))
+            .cloned()
+            .collect()
     }
 
     /// Picks who goes: the one that has been there longest, unless the device used it since it was
@@ -123,7 +130,9 @@ impl Vram {
         // Twice around: whoever was used is not asked again the second time.
         for turn in 0..2 {
             for _ in 0..residents.len() {
-                let Some(resident) = residents.pop_front() else { break };
+                let Some(resident) = residents.pop_front() else {
+                    break;
+                };
                 if resident.devmem.is_detached() {
                     continue;
                 }

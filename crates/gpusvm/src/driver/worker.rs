@@ -35,7 +35,9 @@ pub(crate) fn start<M: AddressSpace>(vm: &Arc<Vm<M>>) -> std::io::Result<Vec<Joi
 fn run<M: AddressSpace>(vm: &Vm<M>) {
     // Its own touches of application memory, to break sharing, must not wait for itself.
     let _engine = EngineThread::enter();
-    let Some(queue) = vm.device.fault_queue() else { return };
+    let Some(queue) = vm.device.fault_queue() else {
+        return;
+    };
     let mut fault = [NO_FAULT];
     while !queue.is_closed() {
         if queue.take(&mut fault, IDLE) == 0 {
@@ -44,7 +46,10 @@ fn run<M: AddressSpace>(vm: &Vm<M>) {
         }
         let at = fault[0].at;
         let served = catch_unwind(AssertUnwindSafe(|| fault::serve(vm, &fault[0])));
-        let panicked = Verdict::Fail(FaultError::Gave { at, reason: "its handler panicked" });
+        let panicked = Verdict::Fail(FaultError::Gave {
+            at,
+            reason: "its handler panicked",
+        });
         queue.resolve(&fault[0], served.unwrap_or(panicked));
     }
 }

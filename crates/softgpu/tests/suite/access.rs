@@ -336,6 +336,38 @@ fn ram_that_went_away_is_a_stale_fault() {
     assert_eq!(seen.load(Ordering::Relaxed), 2);
 }
 
+/// One entry of 2 MiB, one page of it gone: the fault names that page, not where the tile began.
+#[test]
+fn stale_fault_of_a_tile_names_the_page_that_refused() {
+    let (gpu, vm) = small_gpu();
+    let ram = Pages::new(1024);
+    let block = ram.base.wrapping_add(ram.base.align_offset(2 << 20));
+    let span = Span::from_len(VirtAddr::from(block), ByteSize::mib(2)).unwrap();
+    bind_ram(&gpu, vm, span, block, true);
+    let hole = block.wrapping_add(5 * 4096);
+    // SAFETY: the page is ours, and nobody has a reference into it.
+    unsafe { rustix::mm::mprotect(hole.cast(), 4096, rustix::mm::MprotectFlags::empty()) }.unwrap();
+    let wanted = VirtAddr::from(hole);
+    let _driver = Driver::start(&gpu, move |gpu, fault| {
+        assert_eq!((fault.at, fault.stale), (wanted, true));
+        let page = Span::page_of(fault.at);
+        gpu.page_tables().zap(vm, page);
+        gpu.page_tables().flush(vm, page);
+        bind_vram(gpu, vm, page, 0, true);
+        Verdict::Replay
+    });
+    let from = SvmPtr::from(block.cast::<u32>());
+    lane(&gpu, vm, move |lane| {
+        let sent: Vec<u32> = (0..8192).collect();
+        lane.store_tile(from.add(700), &sent)?;
+        let mut got = vec![0; sent.len()];
+        lane.load_tile(from.add(700), &mut got)?;
+        assert_eq!(got, sent);
+        Ok(())
+    });
+    assert_eq!(gpu.counters().faults, 1);
+}
+
 #[test]
 fn declared_residency_has_no_faults() {
     let gpu = SoftGpu::builder()

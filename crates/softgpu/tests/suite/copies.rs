@@ -45,13 +45,17 @@ fn dma(at: *mut u8) -> DmaAddr {
 fn fill(ram: &Pages, seed: usize) {
     for i in 0..ram.len {
         // SAFETY: in the pages.
-        unsafe { ram.base.add(i).write(((i * 13 + seed) % 251) as u8) };
+        unsafe {
+            ram.base
+                .wrapping_add(i)
+                .write(((i * 13 + seed) % 251) as u8)
+        };
     }
 }
 
 fn byte(ram: &Pages, i: usize) -> u8 {
     // SAFETY: in the pages.
-    unsafe { ram.base.add(i).read() }
+    unsafe { ram.base.wrapping_add(i).read() }
 }
 
 #[test]

@@ -1,4 +1,6 @@
 //! The behaviour of the device, through its public interface.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 
 mod common; // a driver in miniature
 mod access; // loads, stores, atomics, tiles, faults
