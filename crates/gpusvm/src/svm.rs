@@ -240,6 +240,11 @@ impl Svm {
         stats
     }
 
+    /// The ids of the threads that serve the CPU's faults, for tools that watch threads.
+    pub fn handler_threads(&self) -> Vec<i32> {
+        self.process.handler_threads()
+    }
+
     /// Takes the engine down: faults are refused, everything comes home, nothing is registered any
     /// more. Slices that are still there are plain memory from then on.
     ///

@@ -12,7 +12,11 @@ use std::time::Duration;
 /// The first lane that stopped, and why.
 fn first_failure(error: Error) -> (usize, LaneError, u64) {
     match error {
-        Error::Launch(LaunchError::Lanes { failed, first_lane, first }) => (first_lane, first, failed),
+        Error::Launch(LaunchError::Lanes {
+            failed,
+            first_lane,
+            first,
+        }) => (first_lane, first, failed),
         other => panic!("not an error of lanes: {other}"),
     }
 }
@@ -57,10 +61,16 @@ fn null_and_misaligned_addresses() {
     let svm = engine(ByteSize::mib(2));
     let null = SvmPtr::<u64>::from(std::ptr::null::<u64>());
     let at = VirtAddr::new(0);
-    assert_eq!(one_lane_reads(&svm, null).1, LaneError::Fault(FaultError::Unmapped { at }));
+    assert_eq!(
+        one_lane_reads(&svm, null).1,
+        LaneError::Fault(FaultError::Unmapped { at })
+    );
     let memory = svm.alloc_slice::<u64>(2).unwrap();
     let odd = memory.device_ptr().cast::<u8>().add(3).cast::<u64>();
-    assert_eq!(one_lane_reads(&svm, odd).1, LaneError::Misaligned { at: odd.addr() });
+    assert_eq!(
+        one_lane_reads(&svm, odd).1,
+        LaneError::Misaligned { at: odd.addr() }
+    );
 }
 
 #[test]
@@ -72,7 +82,13 @@ fn a_store_to_read_only_memory_is_not_permitted() {
     let launch = unsafe { svm.launch(Grid::new(1), move |lane| lane.store(at, 9u64)) };
     let (_, error, _) = first_failure(launch.unwrap().wait().unwrap_err());
     let access = gpusvm::Access::Write;
-    assert_eq!(error, LaneError::Fault(FaultError::NotPermitted { at: at.addr(), access }));
+    assert_eq!(
+        error,
+        LaneError::Fault(FaultError::NotPermitted {
+            at: at.addr(),
+            access
+        })
+    );
     assert_eq!(CONSTANT, [1, 2, 3, 4]);
 }
 
@@ -81,11 +97,20 @@ fn closed_memory_is_not_permitted() {
     let svm = engine(ByteSize::mib(2));
     let map = Map::new(2 << 20, false);
     // SAFETY: our own mapping.
-    assert_eq!(unsafe { libc::mprotect(map.at.cast(), map.len, libc::PROT_NONE) }, 0);
+    assert_eq!(
+        unsafe { libc::mprotect(map.at.cast(), map.len, libc::PROT_NONE) },
+        0
+    );
     let at = SvmPtr::from(map.at.cast::<u64>());
     let access = gpusvm::Access::Read;
     let (_, error, _) = one_lane_reads(&svm, at);
-    assert_eq!(error, LaneError::Fault(FaultError::NotPermitted { at: at.addr(), access }));
+    assert_eq!(
+        error,
+        LaneError::Fault(FaultError::NotPermitted {
+            at: at.addr(),
+            access
+        })
+    );
 }
 
 /// Memory that nobody mirrors is unmapped behind the device's back, after it has used it.
@@ -101,7 +126,10 @@ fn memory_unmapped_behind_the_device_is_an_error_not_a_crash() {
     launch.unwrap().wait().unwrap();
     drop(map);
     let (_, error, _) = one_lane_reads(&svm, at);
-    assert_eq!(error, LaneError::Fault(FaultError::Unmapped { at: at.addr() }));
+    assert_eq!(
+        error,
+        LaneError::Fault(FaultError::Unmapped { at: at.addr() })
+    );
 }
 
 /// Past the end of a file the mapping is there, and refuses.
@@ -113,13 +141,23 @@ fn past_the_end_of_a_file_is_an_error_not_a_crash() {
         let file = libc::memfd_create(c"short".as_ptr(), 0);
         assert_eq!(libc::ftruncate(file, 4096), 0);
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        libc::mmap(std::ptr::null_mut(), 8192, access, libc::MAP_SHARED, file, 0)
+        libc::mmap(
+            std::ptr::null_mut(),
+            8192,
+            access,
+            libc::MAP_SHARED,
+            file,
+            0,
+        )
     };
     assert_ne!(at, libc::MAP_FAILED);
     let beyond = SvmPtr::from(at.cast::<u64>().wrapping_add(512));
     within(Duration::from_secs(20), || {
         let (_, error, _) = one_lane_reads(&svm, beyond);
-        assert_eq!(error, LaneError::Fault(FaultError::Unmapped { at: beyond.addr() }));
+        assert_eq!(
+            error,
+            LaneError::Fault(FaultError::Unmapped { at: beyond.addr() })
+        );
     });
 }
 
@@ -127,7 +165,10 @@ fn past_the_end_of_a_file_is_an_error_not_a_crash() {
 fn sizes_of_zero_and_beyond_any_machine() {
     let svm = engine(ByteSize::mib(2));
     assert!(matches!(svm.alloc_slice::<u8>(0), Err(Error::ZeroSized)));
-    assert!(matches!(svm.alloc_slice::<[u8; 0]>(5), Err(Error::ZeroSized)));
+    assert!(matches!(
+        svm.alloc_slice::<[u8; 0]>(5),
+        Err(Error::ZeroSized)
+    ));
     for huge in [usize::MAX, usize::MAX / 8, 1 << 60] {
         let error = svm.alloc_slice::<u64>(huge).unwrap_err();
         assert_eq!(error.errno(), 12, "{error}");
@@ -160,7 +201,9 @@ fn vram_of_one_page() {
     within(Duration::from_secs(60), || {
         // SAFETY: not touched until the launch has ended.
         let launch = unsafe {
-            svm.launch(Grid::new(n), move |lane| lane.store(p.add(lane.id()), lane.id() as u64))
+            svm.launch(Grid::new(n), move |lane| {
+                lane.store(p.add(lane.id()), lane.id() as u64)
+            })
         };
         launch.unwrap().wait().unwrap();
     });
@@ -177,7 +220,10 @@ fn undeclared_memory_on_a_device_that_cannot_fault() {
     // SAFETY: not touched until the launch has ended.
     let launch = unsafe { svm.launch(Grid::new(1), move |lane| lane.store(p, 1u64)) };
     let (_, error, _) = first_failure(launch.unwrap().wait().unwrap_err());
-    assert_eq!(error, LaneError::Fault(FaultError::NotDeclared { at: p.addr() }));
+    assert_eq!(
+        error,
+        LaneError::Fault(FaultError::NotDeclared { at: p.addr() })
+    );
     assert_eq!(numbers[0], 0);
 }
 
@@ -189,7 +235,10 @@ fn declared_memory_that_does_not_exist() {
     // SAFETY: the launch does not begin.
     let launch = unsafe { svm.launch_resident(0, Grid::new(1), resident, |_| Ok(())) };
     let error = launch.unwrap_err();
-    assert!(matches!(error, Error::Declared(FaultError::Unmapped { .. })), "{error}");
+    assert!(
+        matches!(error, Error::Declared(FaultError::Unmapped { .. })),
+        "{error}"
+    );
     // SAFETY: as above.
     let launch = unsafe { svm.launch_resident(7, Grid::new(1), Resident::new(), |_| Ok(())) };
     assert!(matches!(launch, Err(Error::NoDevice)));

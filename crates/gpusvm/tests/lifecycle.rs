@@ -13,11 +13,20 @@ fn a_slice_outlives_its_engine_as_plain_memory() {
     let (p, n) = (numbers.device_ptr(), numbers.len());
     // SAFETY: not touched until the launch has ended.
     let launch = unsafe {
-        svm.launch(Grid::new(n), move |lane| lane.store(p.add(lane.id()), lane.id() as u64 + 1))
+        svm.launch(Grid::new(n), move |lane| {
+            lane.store(p.add(lane.id()), lane.id() as u64 + 1)
+        })
     };
     launch.unwrap().wait().unwrap();
     let stats = svm.shutdown().unwrap();
-    assert_eq!((stats.vram_used_bytes, stats.ranges_live, stats.pages_on_devices), (0, 0, 0));
+    assert_eq!(
+        (
+            stats.vram_used_bytes,
+            stats.ranges_live,
+            stats.pages_on_devices
+        ),
+        (0, 0, 0)
+    );
     assert!(numbers.iter().enumerate().all(|(i, x)| *x == i as u64 + 1));
 }
 
@@ -105,7 +114,10 @@ fn a_child_of_fork_has_the_data_and_no_engine() {
     // SAFETY: our own child.
     assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
     assert_eq!(status, 0);
-    assert!(numbers.iter().enumerate().all(|(i, x)| *x == 2 * i as u64), "the parent went on");
+    assert!(
+        numbers.iter().enumerate().all(|(i, x)| *x == 2 * i as u64),
+        "the parent went on"
+    );
 }
 
 /// MADV_DONTNEED gives contents up, wherever they are.
@@ -121,11 +133,16 @@ fn dropped_contents_are_zeroes_on_both_sides() {
     for _ in 0..50 {
         // SAFETY: not touched until the launch has ended.
         let launch = unsafe {
-            svm.launch(Grid::new(512), move |lane| lane.store(p.add(lane.id() * 512), 5u64))
+            svm.launch(Grid::new(512), move |lane| {
+                lane.store(p.add(lane.id() * 512), 5u64)
+            })
         };
         launch.unwrap().wait().unwrap();
         // SAFETY: our own mapping.
-        assert_eq!(unsafe { libc::madvise(map.at.cast(), map.len / 2, libc::MADV_DONTNEED) }, 0);
+        assert_eq!(
+            unsafe { libc::madvise(map.at.cast(), map.len / 2, libc::MADV_DONTNEED) },
+            0
+        );
         for page in 0..512 {
             // SAFETY: our own mapping.
             let found = unsafe { map.at.cast::<u64>().add(page * 512).read_volatile() };
@@ -158,11 +175,20 @@ fn moved_memory_keeps_its_contents() {
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
             // SAFETY: both mappings are our own; the target is replaced.
             let moved = unsafe {
-                libc::mremap(map.at.cast(), LEN, LEN, flags, target.at.cast::<libc::c_void>())
+                libc::mremap(
+                    map.at.cast(),
+                    LEN,
+                    LEN,
+                    flags,
+                    target.at.cast::<libc::c_void>(),
+                )
             };
             assert_eq!(moved, target.at.cast());
             for page in 0..1024u64 {
-                let at = target.at.cast::<u64>().wrapping_add(usize::try_from(page).unwrap() * 512);
+                let at = target
+                    .at
+                    .cast::<u64>()
+                    .wrapping_add(usize::try_from(page).unwrap() * 512);
                 // SAFETY: in the mapping that was moved here.
                 assert_eq!(unsafe { at.read_volatile() }, page + round);
             }

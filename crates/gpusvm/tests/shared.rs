@@ -38,9 +38,19 @@ fn a_linked_list_is_walked_on_both_sides() {
     let base = nodes.as_mut_ptr();
     let at = |i: usize| base.wrapping_add(i * 7_919 % NODES);
     for i in 0..NODES {
-        let next = if i + 1 < NODES { at(i + 1) } else { std::ptr::null_mut() };
+        let next = if i + 1 < NODES {
+            at(i + 1)
+        } else {
+            std::ptr::null_mut()
+        };
         // SAFETY: inside the slice.
-        unsafe { *at(i) = Node { value: i as u64, left: std::ptr::null_mut(), right: next } };
+        unsafe {
+            *at(i) = Node {
+                value: i as u64,
+                left: std::ptr::null_mut(),
+                right: next,
+            }
+        };
     }
     let head = SvmPtr::from(at(0));
     let mut seen = svm.alloc_slice::<u64>(1).unwrap();
@@ -95,13 +105,20 @@ fn rows_by_pointer() {
             let row = SvmPtr::from(lane.load(by_row.add(lane.id()))?);
             let mut tile = [0u32; LONG];
             lane.load_tile(row, &mut tile)?;
-            lane.store(out.add(lane.id()), tile.iter().map(|cell| u64::from(*cell)).sum())
+            lane.store(
+                out.add(lane.id()),
+                tile.iter().map(|cell| u64::from(*cell)).sum(),
+            )
         })
     };
     launch.unwrap().wait().unwrap();
     for (row, sum) in sums.iter().enumerate() {
         let cells = &cells[(ROWS - 1 - row) * LONG..][..LONG];
-        assert_eq!(*sum, cells.iter().map(|cell| u64::from(*cell)).sum::<u64>(), "row {row}");
+        assert_eq!(
+            *sum,
+            cells.iter().map(|cell| u64::from(*cell)).sum::<u64>(),
+            "row {row}"
+        );
     }
 }
 
@@ -144,7 +161,9 @@ fn an_adopted_mapping_may_be_unmapped_at_any_time() {
         let (p, n) = (SvmPtr::from(map.at), map.len);
         // SAFETY: the mapping is not touched until the launch has ended.
         let launch = unsafe {
-            svm.launch(Grid::new(n / 4096), move |lane| lane.store(p.add(lane.id() * 4096), round))
+            svm.launch(Grid::new(n / 4096), move |lane| {
+                lane.store(p.add(lane.id() * 4096), round)
+            })
         };
         launch.unwrap().wait().unwrap();
         assert!(svm.stats().vram_used_bytes > 0);
@@ -154,7 +173,14 @@ fn an_adopted_mapping_may_be_unmapped_at_any_time() {
         drop(adopted);
     }
     let stats = svm.shutdown().unwrap();
-    assert_eq!((stats.vram_used_bytes, stats.ranges_live, stats.pages_on_devices), (0, 0, 0));
+    assert_eq!(
+        (
+            stats.vram_used_bytes,
+            stats.ranges_live,
+            stats.pages_on_devices
+        ),
+        (0, 0, 0)
+    );
 }
 
 #[test]
@@ -163,7 +189,10 @@ fn the_stack_and_small_boxes_are_read_and_written_in_place() {
     let on_stack = [3u32, 5, 7];
     let boxed = Box::new(11u64);
     let mut result = 0u64;
-    let (a, b) = (SvmPtr::from(on_stack.as_ptr()), SvmPtr::from(&raw const *boxed));
+    let (a, b) = (
+        SvmPtr::from(on_stack.as_ptr()),
+        SvmPtr::from(&raw const *boxed),
+    );
     let out = SvmPtr::from(&raw mut result);
     // SAFETY: all three outlive the launch, and `result` is not touched until it has ended.
     let launch = unsafe {

@@ -15,6 +15,12 @@ pub enum MmError {
         /// What was asked for.
         span: Span,
     },
+    /// Pages would leave a block that nobody watches: a touch of a missing page would find zeroes.
+    #[error("{span} is not armed")]
+    NotArmed {
+        /// What was asked for.
+        span: Span,
+    },
     /// One block at a time.
     #[error("{span} crosses the boundary of a 2 MiB block")]
     CrossesBlock {
@@ -60,7 +66,7 @@ impl MmError {
         match self {
             Self::Gone | Self::StuckOnDevice { .. } => 14, // EFAULT
             Self::NotMirrored { .. } | Self::Unstable { .. } => 16, // EBUSY
-            Self::CrossesBlock { .. } => 22,               // EINVAL
+            Self::CrossesBlock { .. } | Self::NotArmed { .. } => 22,               // EINVAL
             Self::NoStaging { .. } => 12,                  // ENOMEM
             Self::TooManyDevices => 28,                    // ENOSPC
             Self::System { errno, .. } => *errno,

@@ -51,4 +51,4 @@ pub use home::{DeviceMemoryId, DevicePage, DeviceRun, Home, PageWord, Place, Wor
 pub use migrate::{Block, Inbound, KeptReason, Leaving, Outbound, Source};
 pub use notifier::{IntervalNotifier, Invalidation, Notifiers, Reason, Sequence, Subscriber};
 pub use rmap::Rmap;
-pub use space::{AddressSpace, Mirror, Time, Vma, VmaKind};
+pub use space::{AddressSpace, ArmToken, Mirror, Time, Vma, VmaKind};

@@ -57,6 +57,10 @@ pub enum VmaKind {
     Other,
 }
 
+/// Which mirrored mapping was armed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArmToken(pub u64);
+
 /// What is mirrored around an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mirror {
@@ -115,15 +119,16 @@ pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
     ) -> Result<DeviceMemoryId, MmError>;
 
     /// Begins to watch the mirrored blocks of `span`: pages may now leave them, and changes to them
-    /// are reported to subscribers. Counted: each `arm` needs its `disarm`.
+    /// are reported to subscribers. Counted: each `arm` needs its `disarm`, with the token.
     ///
     /// # Errors
     ///
     /// `NotMirrored`, `Gone`, or what the world's mechanism refused.
-    fn arm(&self, span: Span) -> Result<(), MmError>;
+    fn arm(&self, span: Span) -> Result<ArmToken, MmError>;
 
-    /// Ends what `arm` began.
-    fn disarm(&self, span: Span);
+    /// Ends what `arm` began. Nothing happens when the mapping that was armed is gone, and another
+    /// may be at its address by now: that is what the token tells apart.
+    fn disarm(&self, span: Span, token: ArmToken);
 
     /// Locks the block that `span` lies in, waiting for it.
     ///

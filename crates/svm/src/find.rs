@@ -1,5 +1,6 @@
 //! The range of a fault: `drm_gpusvm_range_find_or_insert`.
 
+use crate::range::Serving;
 use crate::{FindError, GpuSvm, Range, chunk};
 use alloc::sync::Arc;
 use core::time::Duration;
@@ -70,28 +71,33 @@ impl<M: AddressSpace> GpuSvm<M> {
         let bounds = bounds
             .and_then(|bounds| bounds.intersection(mirror.span()))
             .ok_or(no_chunk)?;
-        let (range, is_new) = {
-            let mut tree = self.core.tree.lock();
-            if let Some(range) = tree.overlapping(Span::page_of(at)).next() {
-                (Arc::clone(range), false)
-            } else {
-                let free = |chunk| tree.overlapping(chunk).next().is_none();
-                let chunk = chunk::choose(at, bounds, &self.config.chunk_sizes, free);
-                let range = Arc::new(Range::new(chunk.ok_or(no_chunk)?, notifier, can_migrate));
-                tree.ranges.insert(range.span().start(), Arc::clone(&range));
-                (range, true)
-            }
-        };
-        // A range that another fault has just inserted may not be armed yet: serving it is
-        // serialised behind whoever inserted it only by `arm` being idempotent in effect.
-        if is_new
-            && can_migrate
-            && let Err(error) = self.mm.arm(range.span())
-        {
-            self.forget(&range);
-            return Err(error.into());
+        let mut tree = self.core.tree.lock();
+        if let Some(range) = tree.overlapping(Span::page_of(at)).next() {
+            return Ok(Arc::clone(range));
         }
+        let free = |chunk| tree.overlapping(chunk).next().is_none();
+        let chunk = chunk::choose(at, bounds, &self.config.chunk_sizes, free).ok_or(no_chunk)?;
+        let range = Arc::new(Range::new(chunk, notifier, can_migrate));
+        tree.ranges.insert(range.span().start(), Arc::clone(&range));
         Ok(range)
+    }
+
+    /// Lets pages leave the range: before any of them does, its memory must be watched. `false` when
+    /// the range is gone.
+    ///
+    /// # Errors
+    ///
+    /// What the address space refused.
+    pub fn range_arm(&self, range: &Range, _serving: &Serving<'_>) -> Result<bool, FindError> {
+        if range.can_migrate() && !range.is_armed() {
+            range.set_armed(self.mm.arm(range.span())?);
+        }
+        // Removed meanwhile: whoever removed it may have looked for something to disarm too early.
+        if range.is_gone() {
+            self.disarm(range);
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// The notifier of the window that holds `at`. Subscribed outside the tree lock.

@@ -214,8 +214,13 @@ impl<M: AddressSpace> GpuSvm<M> {
             self.core.ops.zap(range.span());
             self.core.ops.flush(range.span());
         }
-        if range.can_migrate() {
-            self.mm.disarm(range.span());
+        self.disarm(range);
+    }
+
+    /// Lets the memory of a range be no longer watched for it.
+    pub(crate) fn disarm(&self, range: &Range) {
+        if let Some(token) = range.take_armed() {
+            self.mm.disarm(range.span(), token);
         }
     }
 }

@@ -28,7 +28,13 @@ pub struct Pages {
     mapped_at: AtomicU64,
     /// How often in a row it was gone again soon after it was mapped.
     bounces: AtomicU32,
+    /// How often in a row it was evicted very soon after it was mapped.
+    evictions: AtomicU32,
 }
+
+/// A mapping that was evicted sooner than this was hardly used: device memory is too small for what
+/// is done with it.
+const VERY_SOON: Duration = Duration::from_millis(2);
 
 /// What "soon" is: a mapping that lives shorter than this was hardly used.
 const SOON: Duration = Duration::from_millis(20);
@@ -62,11 +68,32 @@ impl Pages {
             self.bounces.store(0, Ordering::Relaxed);
             return 0;
         }
-        self.bounces.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+        self.bounces
+            .fetch_add(1, Ordering::Relaxed)
+            .saturating_add(1)
+    }
+
+    /// It was evicted, for others.
+    pub fn count_eviction(&self, now: Time) {
+        let lived = nanos(now).saturating_sub(self.mapped_at.load(Ordering::Relaxed));
+        if u128::from(lived) > VERY_SOON.as_nanos() {
+            self.evictions.store(0, Ordering::Relaxed);
+        } else {
+            self.evictions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often in a row it was evicted very soon after it was mapped.
+    pub fn evictions(&self) -> u32 {
+        self.evictions.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_mapped(&self, permission: Permission, now: Time, _proof: &Quiesced<'_>) {
-        let mapped = if permission == Permission::Write { WRITE } else { READ };
+        let mapped = if permission == Permission::Write {
+            WRITE
+        } else {
+            READ
+        };
         self.mapped.store(mapped, Ordering::Release);
         self.mapped_at.store(nanos(now), Ordering::Relaxed);
     }

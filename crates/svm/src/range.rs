@@ -2,7 +2,7 @@
 
 use crate::Pages;
 use alloc::sync::Arc;
-use gpusvm_mm::IntervalNotifier;
+use gpusvm_mm::{ArmToken, IntervalNotifier};
 use gpusvm_sync::atomic::{AtomicU8, Ordering};
 use gpusvm_sync::{Mutex, MutexGuard};
 use gpusvm_types::Span;
@@ -14,6 +14,8 @@ pub struct Range {
     notifier: Arc<IntervalNotifier>,
     can_migrate: bool,
     pages: Pages,
+    /// Which mirrored mapping was armed for it.
+    armed: Mutex<Option<ArmToken>>,
     /// Set by invalidations, never cleared.
     flags: AtomicU8,
     /// Held by whoever serves a fault in it: duplicates wait, and find it served.
@@ -27,11 +29,13 @@ const REMOVED: u8 = 4;
 impl Range {
     pub(crate) fn new(span: Span, notifier: Arc<IntervalNotifier>, can_migrate: bool) -> Self {
         let (flags, serving) = (AtomicU8::new(0), Mutex::new(()));
+        let (pages, armed) = (Pages::default(), Mutex::new(None));
         Self {
             span,
             notifier,
             can_migrate,
-            pages: Pages::default(),
+            pages,
+            armed,
             flags,
             serving,
         }
@@ -71,6 +75,21 @@ impl Range {
     /// answer for good when it is `true`, or with invalidations kept out.
     pub fn is_gone(&self) -> bool {
         self.flags.load(Ordering::Acquire) & (UNMAPPED | REMOVED) != 0
+    }
+
+    /// Whether its mapping is armed.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed.lock().is_some()
+    }
+
+    /// Its mapping is armed.
+    pub(crate) fn set_armed(&self, token: ArmToken) {
+        *self.armed.lock() = Some(token);
+    }
+
+    /// What to disarm, once.
+    pub(crate) fn take_armed(&self) -> Option<ArmToken> {
+        self.armed.lock().take()
     }
 
     /// Waits until nobody else serves a fault in it.

@@ -39,7 +39,13 @@ impl<M: AddressSpace> Vm<M> {
 
     fn evict(&self, victim: Resident) {
         match evict::evict_to_ram(&self.pagemap, &victim.devmem, Cause::Eviction) {
-            Ok(()) => Counters::count(&self.counters.evictions),
+            Ok(()) => {
+                Counters::count(&self.counters.evictions);
+                let now = self.now();
+                for range in self.svm.ranges_in(victim.span) {
+                    range.pages().count_eviction(now);
+                }
+            }
             // Something is in the way of it now: it gets another turn.
             Err(_) => self.vram.put_back(victim),
         }

@@ -103,13 +103,18 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         Ok(range) => range,
         Err(error) => return refused(request, error),
     };
-    let _serving = range.serve();
+    let serving = range.serve();
     if range.is_gone() {
         return Ok(Pass::Stale);
     }
     if range.pages().allow(wanted(request.access)) {
         Counters::count(&vm.counters.coalesced);
         return Ok(Pass::Bound);
+    }
+    match vm.svm.range_arm(&range, &serving) {
+        Ok(true) => {}
+        Ok(false) => return Ok(Pass::Stale),
+        Err(error) => return refused(request, error),
     }
     if range.can_migrate() && decide(vm, request, &range, attempt, &mut ctx) {
         migrate(vm, request, &range, &ctx)?;
@@ -161,11 +166,13 @@ fn decide<M: AddressSpace>(
     let bounces = range.pages().count_bounces(vm.now());
     let reaches_ram = vm.device.caps().coherent;
     let Request { at, access, .. } = *request;
+    let evictions = range.pages().evictions();
     let info = FaultInfo {
         at,
         access,
         attempt,
         bounces,
+        evictions,
         reaches_ram,
     };
     let plan = vm.policy.on_device_fault(&info);

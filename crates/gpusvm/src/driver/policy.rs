@@ -15,6 +15,8 @@ pub struct FaultInfo {
     pub attempt: u32,
     /// How often in a row the CPU took the pages back soon after the device got them.
     pub bounces: u32,
+    /// How often in a row the pages were evicted very soon after the device got them.
+    pub evictions: u32,
     /// Whether the device reaches RAM in place, coherently.
     pub reaches_ram: bool,
 }
@@ -34,7 +36,8 @@ pub trait Policy: Send + Sync + core::fmt::Debug {
     fn on_device_fault(&self, fault: &FaultInfo) -> Plan;
 }
 
-/// Migrate on every fault, and let pages stay long enough for the device to use them.
+/// Migrate on every fault, and let pages stay long enough for the device to use them; but not pages that
+/// device memory has no room for, which the device then reaches in place if it can.
 #[derive(Clone, Copy, Debug)]
 pub struct MigrateOnTouch {
     /// How long pages stay at first. Doubles with every pass that came to nothing, and with every time
@@ -56,10 +59,13 @@ impl Policy for MigrateOnTouch {
     fn on_device_fault(&self, fault: &FaultInfo) -> Plan {
         /// Longer, and a person would notice it as a hang.
         const LONGEST: Duration = Duration::from_millis(16);
+        /// So many evictions in a row, each after hardly any use, are no accident.
+        const THRASHES: u32 = 4;
         let doublings = fault.attempt.saturating_add(fault.bounces).min(16);
         let doubled = self.timeslice.saturating_mul(1 << doublings);
+        let thrashes = fault.reaches_ram && fault.evictions >= THRASHES;
         Plan {
-            migrate: true,
+            migrate: !thrashes,
             timeslice: doubled.min(LONGEST),
         }
     }
@@ -79,6 +85,7 @@ mod tests {
                 access,
                 attempt,
                 bounces,
+                evictions: 0,
                 reaches_ram: true,
             };
             policy.on_device_fault(&info).timeslice
@@ -87,5 +94,25 @@ mod tests {
         assert_eq!(after(3, 0), Duration::from_millis(4));
         assert_eq!(after(1, 2), Duration::from_millis(4));
         assert_eq!(after(40, u32::MAX), Duration::from_millis(16));
+    }
+
+    #[test]
+    fn pages_that_thrash_stay_in_ram_where_the_device_reaches_it() {
+        let policy = MigrateOnTouch::default();
+        let migrates = |evictions, reaches_ram| {
+            let (at, access) = (VirtAddr::new(0), Access::Read);
+            let info = FaultInfo {
+                at,
+                access,
+                attempt: 0,
+                bounces: 0,
+                evictions,
+                reaches_ram,
+            };
+            policy.on_device_fault(&info).migrate
+        };
+        assert!(migrates(3, true));
+        assert!(!migrates(4, true));
+        assert!(migrates(100, false), "it has no other place");
     }
 }

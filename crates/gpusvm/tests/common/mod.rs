@@ -1,5 +1,9 @@
 //! What the tests share: an engine, memory of the program's own, and a watchdog.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test file uses its own part"
+)]
 
 use gpusvm::{ByteSize, FaultMode, SoftGpu, Svm};
 use std::sync::atomic::{AtomicBool, Ordering};
