@@ -6,7 +6,7 @@ use crate::Quiesced;
 use alloc::{vec, vec::Vec};
 use core::time::Duration;
 use gpusvm_mm::{Home, Time};
-use gpusvm_sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use gpusvm_sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use gpusvm_types::Span;
 
 /// What a mapping allows.
@@ -30,6 +30,8 @@ pub struct Pages {
     bounces: AtomicU32,
     /// How often in a row it was evicted very soon after it was mapped.
     evictions: AtomicU32,
+    /// Whether it was an eviction that took it last.
+    evicted: AtomicBool,
 }
 
 /// A mapping that was evicted sooner than this was hardly used: device memory is too small for what
@@ -62,6 +64,9 @@ impl Pages {
     /// How often in a row the mapping was gone again soon after it was made: pages that bounce
     /// between the device and the CPU. Asked once for each fault, by who serves it.
     pub fn count_bounces(&self, now: Time) -> u32 {
+        if self.evicted.swap(false, Ordering::Relaxed) {
+            return self.bounces.load(Ordering::Relaxed);
+        }
         let mapped_at = self.mapped_at.load(Ordering::Relaxed);
         let lived = nanos(now).saturating_sub(mapped_at);
         if mapped_at == 0 || u128::from(lived) > SOON.as_nanos() {
@@ -75,6 +80,7 @@ impl Pages {
 
     /// It was evicted, for others.
     pub fn count_eviction(&self, now: Time) {
+        self.evicted.store(true, Ordering::Relaxed);
         let lived = nanos(now).saturating_sub(self.mapped_at.load(Ordering::Relaxed));
         if u128::from(lived) > VERY_SOON.as_nanos() {
             self.evictions.store(0, Ordering::Relaxed);
@@ -126,5 +132,16 @@ mod tests {
         assert_eq!(pages.count_bounces(at(3)), 1);
         assert_eq!(pages.count_bounces(at(4)), 2);
         assert_eq!(pages.count_bounces(at(30)), 0, "it was mapped for long");
+    }
+
+    #[test]
+    fn evictions_are_counted_apart_from_bounces() {
+        let pages = Pages::default();
+        let at = |millis| Time::START.after(Duration::from_millis(millis));
+        pages.mapped_at.store(nanos(at(2)), Ordering::Relaxed);
+        pages.count_eviction(at(3));
+        assert_eq!((pages.evictions(), pages.count_bounces(at(3))), (1, 0));
+        pages.count_eviction(at(9));
+        assert_eq!(pages.evictions(), 0, "it was mapped for long enough");
     }
 }
