@@ -8,9 +8,13 @@
 //!
 //! Exit codes: 0, verified; 1, not verified; 2, the input or the machine does not allow the run.
 
+#![deny(unsafe_code)]
+
 mod args; // the command line
+#[expect(unsafe_code, reason = "a launch is a promise of its caller")]
 mod workload; // what can run: bfs, triad, histogram
 mod graph; // graphs: sources, plain search, validation
+#[expect(unsafe_code, reason = "a launch is a promise of its caller")]
 mod machine; // the software GPU and the memory it shares
 mod memory; // how much there is
 mod report; // what is printed at the end

@@ -20,7 +20,7 @@
 //!
 //! let p = xs.device_ptr();
 //! let n = xs.len();
-//! // SAFETY: nobody else touches `xs` until the launch has ended, and it outlives the launch.
+//! // Safe, because nobody else touches `xs` until the launch has ended, and it outlives the launch.
 //! let launch = unsafe {
 //!     svm.launch(Grid::new(n), move |lane| {
 //!         let x = p.add(lane.id());

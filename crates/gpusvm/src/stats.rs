@@ -14,6 +14,8 @@ pub struct Stats {
     pub stale_passes: u64,
     /// Device faults that ended in an error.
     pub failed_faults: u64,
+    /// Times that memory should have moved to a device and could not: it was mapped where it is.
+    pub not_migrated: u64,
     /// Faults of the CPU on pages that were on a device.
     pub cpu_faults: u64,
     /// Of them, those that slept until a timeslice was over.

@@ -305,6 +305,7 @@ impl Node {
         stats.coalesced_faults += counters.coalesced.load(Ordering::Relaxed);
         stats.stale_passes += counters.stale_passes.load(Ordering::Relaxed);
         stats.failed_faults += counters.failed.load(Ordering::Relaxed);
+        stats.not_migrated += counters.not_migrated.load(Ordering::Relaxed);
         stats.evictions += counters.evictions.load(Ordering::Relaxed);
         stats.to_device.add(counters.to_device.snapshot());
         stats.to_ram.add(counters.to_ram.snapshot());

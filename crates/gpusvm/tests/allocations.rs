@@ -1,6 +1,12 @@
 //! The way of a CPU fault, from the message to the wake-up, allocates nothing on the global heap: a
 //! thread of the program may hold the heap's lock while it waits for its page.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
 mod common;
 
 use common::{engine, within};

@@ -1,5 +1,11 @@
 //! Bad input gets a clear error that names what is wrong, and nothing is lost.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
 mod common;
 
 use common::{Map, engine, engine_with, within};
@@ -97,10 +103,8 @@ fn closed_memory_is_not_permitted() {
     let svm = engine(ByteSize::mib(2));
     let map = Map::new(2 << 20, false);
     // SAFETY: our own mapping.
-    assert_eq!(
-        unsafe { libc::mprotect(map.at.cast(), map.len, libc::PROT_NONE) },
-        0
-    );
+    let closed = unsafe { libc::mprotect(map.at.cast(), map.len, libc::PROT_NONE) };
+    assert_eq!(closed, 0);
     let at = SvmPtr::from(map.at.cast::<u64>());
     let access = gpusvm::Access::Read;
     let (_, error, _) = one_lane_reads(&svm, at);
@@ -136,11 +140,13 @@ fn memory_unmapped_behind_the_device_is_an_error_not_a_crash() {
 #[test]
 fn past_the_end_of_a_file_is_an_error_not_a_crash() {
     let svm = engine(ByteSize::mib(2));
-    // SAFETY: a file in memory, one page long, of which two are mapped.
+    // SAFETY: a name that ends in a zero.
+    let file = unsafe { libc::memfd_create(c"short".as_ptr(), 0) };
+    // SAFETY: a file of our own.
+    assert_eq!(unsafe { libc::ftruncate(file, 4096) }, 0);
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: no address is asked for. Two pages, of which the file has one.
     let at = unsafe {
-        let file = libc::memfd_create(c"short".as_ptr(), 0);
-        assert_eq!(libc::ftruncate(file, 4096), 0);
-        let access = libc::PROT_READ | libc::PROT_WRITE;
         libc::mmap(
             std::ptr::null_mut(),
             8192,

@@ -1,5 +1,11 @@
 //! Beginnings and ends: of engines, slices, launches and processes.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
 mod common;
 
 use common::{Map, can_adopt, engine, within};
@@ -138,14 +144,14 @@ fn dropped_contents_are_zeroes_on_both_sides() {
             })
         };
         launch.unwrap().wait().unwrap();
+        let half = map.len / 2;
         // SAFETY: our own mapping.
-        assert_eq!(
-            unsafe { libc::madvise(map.at.cast(), map.len / 2, libc::MADV_DONTNEED) },
-            0
-        );
+        let dropped = unsafe { libc::madvise(map.at.cast(), half, libc::MADV_DONTNEED) };
+        assert_eq!(dropped, 0);
         for page in 0..512 {
-            // SAFETY: our own mapping.
-            let found = unsafe { map.at.cast::<u64>().add(page * 512).read_volatile() };
+            let at = map.at.cast::<u64>().wrapping_add(page * 512);
+            // SAFETY: in our own mapping.
+            let found = unsafe { at.read_volatile() };
             assert_eq!(found, if page < 256 { 0 } else { 5 }, "page {page}");
         }
     }

@@ -1,6 +1,12 @@
 //! Counters that the CPU and a device add to while their blocks migrate out and back all the time: at
 //! the end, not one addition is missing.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
 mod common;
 
 use common::{Map, Stop, can_adopt, engine_with, within};

@@ -2,7 +2,8 @@
 //!
 //! A compute unit of a device in software, or a worker of the engine, that touches a page while it
 //! migrates must not sleep until the migration is over: the migration may be waiting for that very
-//! thread. Such threads are on record here, and the fault handler refuses their accesses instead.
+//! thread. Such threads are on record here; whoever serves faults of missing pages answers theirs at
+//! once, with zeroes, when the page is one that the program has just dropped.
 //!
 //! # Locking
 //!

@@ -97,6 +97,10 @@ impl<M: AddressSpace> Pagemap<M> {
     }
 
     /// A page of it, as the address space names it.
+    ///
+    /// # Panics
+    ///
+    /// Never: `new` has added it to its address space.
     pub fn page(&self, pfn: DevicePfn) -> DevicePage {
         let memory = u8::try_from(self.memory.load(Ordering::Acquire));
         DevicePage {

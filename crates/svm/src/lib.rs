@@ -16,7 +16,7 @@
 //! # Locking
 //!
 //! The notifier lock makes an invalidation (writer) exclude the commit of a mapping (readers). The
-//! tree lock guards the ranges and is never held across a call out of this crate, except zap. Order:
+//! tree lock guards the ranges and is never held across a call out of this crate, except zap and flush. Order:
 //! notifier lock, tree lock.
 //!
 //! # Differences from the kernel

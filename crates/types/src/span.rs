@@ -132,6 +132,10 @@ impl Span {
     }
 
     /// The 2 MiB block that holds `at`.
+    ///
+    /// # Panics
+    ///
+    /// In the last block of the 64-bit space, whose end does not exist; no process has it.
     pub fn block_of(at: VirtAddr) -> Self {
         Self::from_len(at.block_start(), BLOCK_SIZE).expect("a block below the end of the space")
     }

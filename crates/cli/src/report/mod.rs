@@ -29,6 +29,8 @@ pub(crate) struct Report {
     device_faults: u64,
     cpu_faults: u64,
     evictions: u64,
+    /// Times that memory should have moved to the device and was mapped in place instead.
+    not_migrated: u64,
     to_device_bytes: u64,
     to_ram_bytes: u64,
     to_device: Traffic,
@@ -98,6 +100,7 @@ impl Report {
             device_faults: stats.device_faults,
             cpu_faults: stats.cpu_faults,
             evictions: stats.evictions,
+            not_migrated: stats.not_migrated,
             to_device_bytes: stats.to_device.bytes,
             to_ram_bytes: stats.to_ram.bytes,
             to_device: Traffic::new(&stats.to_device),

@@ -44,6 +44,14 @@ impl fmt::Display for Report {
             "evictions",
             format_args!("{}", HumanCount(self.evictions)),
         )?;
+        if self.not_migrated > 0 {
+            let count = HumanCount(self.not_migrated);
+            line(
+                f,
+                "not migrated",
+                format_args!("{count} times: mapped in place instead"),
+            )?;
+        }
         traffic_lines(f, "to device", self.to_device_bytes, &self.to_device)?;
         traffic_lines(f, "to RAM", self.to_ram_bytes, &self.to_ram)?;
         let (ranges, used) = (self.ranges_live, BinaryBytes(self.vram_used_bytes_at_exit));

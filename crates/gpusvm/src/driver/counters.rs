@@ -82,6 +82,8 @@ pub(crate) struct Counters {
     /// Faults that were answered in place after the last pass.
     pub(crate) last_resorts: AtomicU64,
     pub(crate) failed: AtomicU64,
+    /// Ranges that should have moved to the device and could not.
+    pub(crate) not_migrated: AtomicU64,
     pub(crate) evictions: AtomicU64,
     pub(crate) to_device: Direction,
     pub(crate) to_ram: Direction,
@@ -125,6 +127,7 @@ impl Counters {
             stale_passes: AtomicU64::new(0),
             last_resorts: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            not_migrated: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
             to_device: Direction::default(),
             to_ram: Direction::default(),

@@ -194,7 +194,10 @@ fn migrate<M: AddressSpace>(
             at: request.at,
             reason: "device memory is full",
         }),
-        Err(_) => Ok(()),
+        Err(_) => {
+            Counters::count(&vm.counters.not_migrated);
+            Ok(())
+        }
     }
 }
 

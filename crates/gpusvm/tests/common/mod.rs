@@ -6,8 +6,9 @@
 )]
 
 use gpusvm::{ByteSize, FaultMode, SoftGpu, Svm};
+use gpusvm_testkit::Watchdog;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// An engine with one device.
@@ -47,27 +48,8 @@ pub(crate) fn can_adopt(svm: &Svm) -> bool {
 
 /// Runs `test`, and ends the process with a dump of where its threads are if it takes too long.
 pub(crate) fn within(limit: Duration, test: impl FnOnce()) {
-    let (done, ended) = mpsc::channel::<()>();
-    let watchdog = std::thread::spawn(move || {
-        if ended.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("the test hangs; its threads wait in:");
-            for task in std::fs::read_dir("/proc/self/task")
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                let read = |file: &str| {
-                    std::fs::read_to_string(task.path().join(file)).unwrap_or_default()
-                };
-                let (name, place) = (read("comm"), read("wchan"));
-                eprintln!("  {} {place} {}", name.trim(), read("syscall").trim());
-            }
-            std::process::abort();
-        }
-    });
+    let _watchdog = Watchdog::start(limit, String::new);
     test();
-    drop(done);
-    watchdog.join().unwrap();
 }
 
 /// A private anonymous mapping of the program's own, 2 MiB aligned.
