@@ -10,7 +10,7 @@
 mod common;
 
 use common::{Map, Stop, can_adopt, engine_with, within};
-use gpusvm::{ByteSize, FaultMode, Grid, MigrateOnTouch, SoftGpu, Svm, SvmPtr};
+use gpusvm::{ByteSize, FaultInfo, FaultMode, Grid, Plan, Policy, SoftGpu, Svm, SvmPtr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -52,18 +52,31 @@ impl Counters {
     }
 }
 
+/// Everything moves on every touch, whatever it costs; pages that bounce stay a little longer, so that
+/// lanes get on.
+#[derive(Debug)]
+struct AlwaysMigrate;
+
+impl Policy for AlwaysMigrate {
+    fn on_device_fault(&self, fault: &FaultInfo) -> Plan {
+        let timeslice = Duration::from_micros(50 << fault.bounces.min(6));
+        Plan {
+            migrate: true,
+            timeslice,
+            ask_again: None,
+        }
+    }
+}
+
 fn engine() -> Svm {
     let gpu = SoftGpu::builder()
         .vram(ByteSize::mib(4))
         .units(2)
         .build()
         .unwrap();
-    let policy = MigrateOnTouch {
-        timeslice: Duration::from_micros(50),
-    };
     Svm::builder()
         .device(gpu)
-        .policy(Arc::new(policy))
+        .policy(Arc::new(AlwaysMigrate))
         .build()
         .unwrap()
 }

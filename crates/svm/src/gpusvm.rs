@@ -206,14 +206,19 @@ impl<M: AddressSpace> GpuSvm<M> {
         self.core.garbage.store(0, Ordering::Release);
     }
 
-    /// Takes the mapping of a range away that is no longer in the tree.
-    pub(crate) fn take_away(&self, range: &Range) {
-        {
-            let _writer = self.core.notifier_lock.write();
-            range.pages().set_unmapped();
+    /// Takes the mapping of a range away (`drm_gpusvm_range_unmap_pages`): the device faults if it
+    /// wants it back.
+    pub fn range_unmap(&self, range: &Range) {
+        let _writer = self.core.notifier_lock.write();
+        if range.pages().set_unmapped() {
             self.core.ops.zap(range.span());
             self.core.ops.flush(range.span());
         }
+    }
+
+    /// Takes the mapping of a range away that is no longer in the tree.
+    pub(crate) fn take_away(&self, range: &Range) {
+        self.range_unmap(range);
         self.disarm(range);
     }
 

@@ -32,11 +32,15 @@ pub struct Pages {
     evictions: AtomicU32,
     /// Whether it was an eviction that took it last.
     evicted: AtomicBool,
+    /// When it was evicted last, in nanoseconds of the mm's clock.
+    evicted_at: AtomicU64,
 }
 
 /// A mapping that was evicted sooner than this was hardly used: device memory is too small for what
 /// is done with it.
 const VERY_SOON: Duration = Duration::from_millis(2);
+/// Evictions that long ago say nothing about now.
+const LONG_AGO: Duration = Duration::from_millis(200);
 
 /// What "soon" is: a mapping that lives shorter than this was hardly used.
 const SOON: Duration = Duration::from_millis(20);
@@ -81,6 +85,7 @@ impl Pages {
     /// It was evicted, for others.
     pub fn count_eviction(&self, now: Time) {
         self.evicted.store(true, Ordering::Relaxed);
+        self.evicted_at.store(nanos(now), Ordering::Relaxed);
         let lived = nanos(now).saturating_sub(self.mapped_at.load(Ordering::Relaxed));
         if u128::from(lived) > VERY_SOON.as_nanos() {
             self.evictions.store(0, Ordering::Relaxed);
@@ -89,8 +94,12 @@ impl Pages {
         }
     }
 
-    /// How often in a row it was evicted very soon after it was mapped.
-    pub fn evictions(&self) -> u32 {
+    /// How often in a row it was evicted very soon after it was mapped, unless that was long ago.
+    pub fn evictions(&self, now: Time) -> u32 {
+        let since = nanos(now).saturating_sub(self.evicted_at.load(Ordering::Relaxed));
+        if u128::from(since) > LONG_AGO.as_nanos() {
+            self.evictions.store(0, Ordering::Relaxed);
+        }
         self.evictions.load(Ordering::Relaxed)
     }
 
@@ -140,8 +149,10 @@ mod tests {
         let at = |millis| Time::START.after(Duration::from_millis(millis));
         pages.mapped_at.store(nanos(at(2)), Ordering::Relaxed);
         pages.count_eviction(at(3));
-        assert_eq!((pages.evictions(), pages.count_bounces(at(3))), (1, 0));
+        assert_eq!((pages.evictions(at(3)), pages.count_bounces(at(3))), (1, 0));
+        assert_eq!(pages.evictions(at(400)), 0, "that was long ago");
+        pages.count_eviction(at(3));
         pages.count_eviction(at(9));
-        assert_eq!(pages.evictions(), 0, "it was mapped for long enough");
+        assert_eq!(pages.evictions(at(9)), 0, "it was mapped for long enough");
     }
 }

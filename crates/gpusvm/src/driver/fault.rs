@@ -11,12 +11,13 @@
 use crate::driver::Vm;
 use crate::driver::counters::Counters;
 use crate::driver::policy::FaultInfo;
+use crate::driver::revisit::BUSY_AGAIN;
 use core::time::Duration;
 use gpusvm_device::{Access, DeviceFault, FaultError, Verdict};
 use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_pagemap::{Cause, MigrateError};
 use gpusvm_svm::{FaultCtx, FindError, GetPagesError, Permission, Range};
-use gpusvm_types::VirtAddr;
+use gpusvm_types::{PageCount, VirtAddr};
 
 /// How many passes a fault gets with pages in device memory.
 pub(crate) const MAX_PASSES: u32 = 8;
@@ -116,9 +117,11 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         Ok(false) => return Ok(Pass::Stale),
         Err(error) => return refused(request, error),
     }
-    if range.can_migrate() && decide(vm, request, &range, attempt, &mut ctx) {
-        migrate(vm, request, &range, &ctx)?;
-    }
+    let again = if range.can_migrate() {
+        place(vm, request, &range, attempt, &mut ctx)?
+    } else {
+        None
+    };
     let ops: &dyn gpusvm_pagemap::PagemapOps = vm;
     let reaches_ram = vm.device.caps().coherent;
     let prepared = match vm
@@ -132,7 +135,12 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         .svm
         .commit(&range, &prepared, |proof, runs| vm.bind(proof, runs));
     match bound {
-        Ok(true) => Ok(Pass::Bound),
+        Ok(true) => {
+            if let Some(after) = again {
+                vm.revisits.add(vm.now().after(after), &range);
+            }
+            Ok(Pass::Bound)
+        }
         Ok(false) => Ok(Pass::Stale),
         Err(_) => Err(FaultError::Gave {
             at: request.at,
@@ -154,49 +162,52 @@ fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
     }
 }
 
-/// Asks the policy whether the range moves, and for how long. Where only device memory will do, it
-/// moves; after too many passes for nothing, it stays where it is.
-fn decide<M: AddressSpace>(
+/// Asks the policy whether the range moves, and for how long, and moves it. Where only device memory
+/// will do, it moves in any case; after too many passes for nothing, it stays where it is. Says when
+/// to look again, if pages are not where they should be.
+fn place<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
     range: &Range,
     attempt: u32,
     ctx: &mut FaultCtx,
-) -> bool {
-    let bounces = range.pages().count_bounces(vm.now());
-    let reaches_ram = vm.device.caps().coherent;
+) -> Result<Option<Duration>, FaultError> {
+    let now = vm.now();
     let Request { at, access, .. } = *request;
-    let evictions = range.pages().evictions();
-    let info = FaultInfo {
+    let plan = vm.policy.on_device_fault(&FaultInfo {
         at,
         access,
         attempt,
-        bounces,
-        evictions,
-        reaches_ram,
-    };
-    let plan = vm.policy.on_device_fault(&info);
+        bounces: range.pages().count_bounces(now),
+        evictions: range.pages().evictions(now),
+        reaches_ram: vm.device.caps().coherent,
+    });
     ctx.timeslice = plan.timeslice;
-    ctx.devmem_only || (plan.migrate && attempt < MAX_PASSES)
+    if ctx.devmem_only || (plan.migrate && attempt < MAX_PASSES) {
+        migrate(vm, request, range, ctx)
+    } else {
+        Ok(plan.ask_again)
+    }
 }
 
-/// Moves the range to the device. That it cannot is no failure where the device reaches RAM.
+/// Moves the range to the device. That it cannot, or not all of it, is no failure where the device
+/// reaches RAM; it is tried again later.
 fn migrate<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
     range: &Range,
     ctx: &FaultCtx,
-) -> Result<(), FaultError> {
+) -> Result<Option<Duration>, FaultError> {
     match vm.populate(range.span(), ctx.timeslice, request.cause) {
-        Ok(()) => Ok(()),
+        Ok(PageCount::ZERO) => Ok(None),
         Err(MigrateError::Mm(MmError::Gone)) => Err(FaultError::Closed { at: request.at }),
         Err(MigrateError::NoSpace { .. }) if ctx.devmem_only => Err(FaultError::Gave {
             at: request.at,
             reason: "device memory is full",
         }),
-        Err(_) => {
+        Ok(_) | Err(_) => {
             Counters::count(&vm.counters.not_migrated);
-            Ok(())
+            Ok(Some(BUSY_AGAIN))
         }
     }
 }

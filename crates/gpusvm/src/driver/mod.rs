@@ -11,6 +11,7 @@
 //!                |-- (svm)      where are the pages now?
 //!                `-- vm         bind, zap, flush
 //!
+//!   revisit    what is mapped in place gets a second look
 //!   resident   launches that declare what they touch
 //!   devmem     copies, counted by cause
 //! ```
@@ -22,6 +23,7 @@ pub(crate) mod fault; // the story
 pub(crate) mod policy; // what to do, never how
 pub(crate) mod populate; // pages into device memory
 pub(crate) mod evict; // and out of it, for others
+pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
 pub(crate) mod vm; // one device address space
 pub(crate) mod vram; // device memory

@@ -28,6 +28,8 @@ pub struct Plan {
     pub migrate: bool,
     /// How long they stay, whatever the CPU does.
     pub timeslice: Duration,
+    /// When to ask again, if the device still wants pages that shall not migrate now.
+    pub ask_again: Option<Duration>,
 }
 
 /// Decides where pages live.
@@ -61,12 +63,15 @@ impl Policy for MigrateOnTouch {
         const LONGEST: Duration = Duration::from_millis(16);
         /// So many evictions in a row, each after hardly any use, are no accident.
         const THRASHES: u32 = 4;
+        /// How long pages that thrash stay where they are.
+        const PINNED: Duration = Duration::from_millis(200);
         let doublings = fault.attempt.saturating_add(fault.bounces).min(16);
         let doubled = self.timeslice.saturating_mul(1 << doublings);
         let thrashes = fault.reaches_ram && fault.evictions >= THRASHES;
         Plan {
             migrate: !thrashes,
             timeslice: doubled.min(LONGEST),
+            ask_again: thrashes.then_some(PINNED),
         }
     }
 }

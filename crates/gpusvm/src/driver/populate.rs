@@ -12,8 +12,8 @@ use gpusvm_sync::Arc;
 use gpusvm_types::{DevicePfn, OwnerId, PageCount, Span};
 
 impl<M: AddressSpace> Vm<M> {
-    /// Moves what of `span` is in RAM to the device, as far as it goes. Pages that are on the device
-    /// already stay where they are.
+    /// Moves what of `span` is in RAM to the device, as far as it goes, and says how many pages stayed
+    /// in RAM. Pages that are on the device already stay where they are.
     ///
     /// # Errors
     ///
@@ -23,7 +23,7 @@ impl<M: AddressSpace> Vm<M> {
         span: Span,
         timeslice: Duration,
         cause: Cause,
-    ) -> Result<(), MigrateError> {
+    ) -> Result<PageCount, MigrateError> {
         if !self.pagemap.is_bound() {
             return Err(MigrateError::Unbound { span });
         }
@@ -31,10 +31,11 @@ impl<M: AddressSpace> Vm<M> {
         self.svm
             .mm()
             .range_fault(span, Some(self.pagemap.owner()), &mut homes)?;
+        let mut kept = PageCount::ZERO;
         for run in runs_in_ram(span, &homes) {
-            self.populate_run(run, timeslice, cause)?;
+            kept += self.populate_run(run, timeslice, cause)?;
         }
-        Ok(())
+        Ok(kept)
     }
 
     fn populate_run(
@@ -42,7 +43,7 @@ impl<M: AddressSpace> Vm<M> {
         span: Span,
         timeslice: Duration,
         cause: Cause,
-    ) -> Result<(), MigrateError> {
+    ) -> Result<PageCount, MigrateError> {
         let count = span.page_count();
         let runs = self.allocate(count).ok_or(MigrateError::NoSpace { span })?;
         let bo = Bo {
@@ -59,16 +60,16 @@ impl<M: AddressSpace> Vm<M> {
             mode: Mode::Partial,
             cause,
         };
-        migrate::migrate_to_devmem(&self.pagemap, &devmem, &request)?;
+        let migrated = migrate::migrate_to_devmem(&self.pagemap, &devmem, &request)?;
         self.vram.add_resident(Resident { devmem, span });
-        Ok(())
+        Ok(migrated.kept)
     }
 }
 
 impl<M: AddressSpace> PagemapOps for Vm<M> {
     fn populate(&self, span: Span, timeslice: Duration) -> Result<(), MigrateError> {
         span.blocks()
-            .try_for_each(|piece| Vm::populate(self, piece, timeslice, Cause::Prefetch))
+            .try_for_each(|piece| Vm::populate(self, piece, timeslice, Cause::Prefetch).map(drop))
     }
 
     fn device_map(&self, page: DevicePfn, for_owner: OwnerId) -> Option<PagemapAddr> {

@@ -2,6 +2,7 @@
 
 use crate::driver::counters::Counters;
 use crate::driver::policy::Policy;
+use crate::driver::revisit::Revisits;
 use crate::driver::vram::Vram;
 use gpusvm_device::{Device, DeviceError, Mapping, Target, VmId};
 use gpusvm_mm::{AddressSpace, MmError, Time};
@@ -21,6 +22,7 @@ pub(crate) struct Vm<M: AddressSpace> {
     pub(crate) vram: Arc<Vram>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) policy: Arc<dyn Policy>,
+    pub(crate) revisits: Revisits,
     closed: AtomicBool,
 }
 
@@ -66,6 +68,7 @@ impl<M: AddressSpace> Vm<M> {
             vram: Arc::new(Vram::new(pages)),
             counters: Arc::new(Counters::new()),
             policy,
+            revisits: Revisits::default(),
             closed: AtomicBool::new(false),
         }))
     }

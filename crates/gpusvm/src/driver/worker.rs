@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 /// How many faults of one device are served at once.
 pub(crate) const WORKERS: usize = 3;
-/// How often a worker with nothing to do looks for garbage.
+/// How often a worker with nothing to do looks for garbage, and for ranges to look at again.
 const IDLE: Duration = Duration::from_millis(50);
 
 /// Starts the workers of a device address space. They end when its fault queue is closed.
@@ -40,7 +40,9 @@ fn run<M: AddressSpace>(vm: &Vm<M>) {
     };
     let mut fault = [NO_FAULT];
     while !queue.is_closed() {
-        if queue.take(&mut fault, IDLE) == 0 {
+        let taken = queue.take(&mut fault, IDLE);
+        vm.revisit();
+        if taken == 0 {
             vm.svm.collect_garbage();
             continue;
         }

@@ -1,0 +1,57 @@
+//! Ranges that are mapped where they are for want of something better, and get a second look.
+//!
+//! ```text
+//!   mapped in place: pages were busy, or thrashed ---- a while later ----> unmapped
+//!                                                                             |
+//!                 the device still wants them: it faults, and they may move now
+//! ```
+//!
+//! Without this, one page that was pinned for a millisecond would keep its range in RAM for ever.
+//!
+//! # Locking
+//!
+//! The list's lock is held to add and to take. Allocates: for workers only.
+
+use crate::driver::Vm;
+use core::time::Duration;
+use gpusvm_mm::{AddressSpace, Time};
+use gpusvm_svm::Range;
+use gpusvm_sync::{Arc, Mutex, Weak};
+use std::collections::VecDeque;
+
+/// When pages that could not move are tried again.
+pub(crate) const BUSY_AGAIN: Duration = Duration::from_millis(50);
+
+/// Ranges that get a second look.
+#[derive(Debug, Default)]
+pub(crate) struct Revisits(Mutex<VecDeque<(Time, Weak<Range>)>>);
+
+impl Revisits {
+    /// Looks at the range again at `due`.
+    pub(crate) fn add(&self, due: Time, range: &Arc<Range>) {
+        self.0.lock().push_back((due, Arc::downgrade(range)));
+    }
+
+    /// A range that is due. Those that are gone are forgotten.
+    fn take_due(&self, now: Time) -> Option<Arc<Range>> {
+        let mut list = self.0.lock();
+        for _ in 0..list.len() {
+            let (due, range) = list.pop_front()?;
+            match range.upgrade() {
+                Some(range) if due <= now => return Some(range),
+                Some(_) => list.push_back((due, range)),
+                None => {}
+            }
+        }
+        None
+    }
+}
+
+impl<M: AddressSpace> Vm<M> {
+    /// Unmaps the ranges whose second look is due: if the device wants them, it faults.
+    pub(crate) fn revisit(&self) {
+        while let Some(range) = self.revisits.take_due(self.now()) {
+            self.svm.range_unmap(&range);
+        }
+    }
+}
