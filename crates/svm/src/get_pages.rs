@@ -26,6 +26,12 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// Whether any of them is in RAM.
+    pub fn is_partly_in_ram(&self) -> bool {
+        let in_ram = |run: &PageRun| matches!(run.address, PagemapAddr::System(_));
+        self.runs.iter().any(in_ram)
+    }
+
     /// The pages.
     pub fn runs(&self) -> &[PageRun] {
         &self.runs

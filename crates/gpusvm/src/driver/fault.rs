@@ -17,7 +17,7 @@ use gpusvm_device::{Access, DeviceFault, FaultError, Verdict};
 use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_pagemap::{Cause, MigrateError};
 use gpusvm_svm::{FaultCtx, FindError, GetPagesError, Permission, Range};
-use gpusvm_types::{PageCount, VirtAddr};
+use gpusvm_types::VirtAddr;
 
 /// How many passes a fault gets with pages in device memory.
 pub(crate) const MAX_PASSES: u32 = 8;
@@ -136,8 +136,8 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         .commit(&range, &prepared, |proof, runs| vm.bind(proof, runs));
     match bound {
         Ok(true) => {
-            if let Some(after) = again {
-                vm.revisits.add(vm.now().after(after), &range);
+            if let Some(after) = again.filter(|_| prepared.is_partly_in_ram()) {
+                vm.look_again(after, &range);
             }
             Ok(Pass::Bound)
         }
@@ -164,7 +164,7 @@ fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
 
 /// Asks the policy whether the range moves, and for how long, and moves it. Where only device memory
 /// will do, it moves in any case; after too many passes for nothing, it stays where it is. Says when
-/// to look again, if pages are not where they should be.
+/// to look again if pages of it are in RAM all the same.
 fn place<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
@@ -183,32 +183,31 @@ fn place<M: AddressSpace>(
         reaches_ram: vm.device.caps().coherent,
     });
     ctx.timeslice = plan.timeslice;
-    if ctx.devmem_only || (plan.migrate && attempt < MAX_PASSES) {
-        migrate(vm, request, range, ctx)
-    } else {
-        Ok(plan.ask_again)
+    if !plan.migrate && !ctx.devmem_only {
+        return Ok(plan.ask_again);
     }
+    if ctx.devmem_only || attempt < MAX_PASSES {
+        migrate(vm, request, range, ctx)?;
+    }
+    Ok(Some(BUSY_AGAIN))
 }
 
-/// Moves the range to the device. That it cannot, or not all of it, is no failure where the device
-/// reaches RAM; it is tried again later.
+/// Moves the range to the device. That it cannot is no failure where the device reaches RAM.
 fn migrate<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
     range: &Range,
     ctx: &FaultCtx,
-) -> Result<Option<Duration>, FaultError> {
+) -> Result<(), FaultError> {
     match vm.populate(range.span(), ctx.timeslice, request.cause) {
-        Ok(PageCount::ZERO) => Ok(None),
+        Ok(()) => Ok(()),
         Err(MigrateError::Mm(MmError::Gone)) => Err(FaultError::Closed { at: request.at }),
         Err(MigrateError::NoSpace { .. }) if ctx.devmem_only => Err(FaultError::Gave {
             at: request.at,
             reason: "device memory is full",
         }),
-        Ok(_) | Err(_) => {
-            Counters::count(&vm.counters.not_migrated);
-            Ok(Some(BUSY_AGAIN))
-        }
+        // Whatever it was, get_pages sees where the pages are.
+        Err(_) => Ok(()),
     }
 }
 

@@ -12,8 +12,8 @@ use gpusvm_sync::Arc;
 use gpusvm_types::{DevicePfn, OwnerId, PageCount, Span};
 
 impl<M: AddressSpace> Vm<M> {
-    /// Moves what of `span` is in RAM to the device, as far as it goes, and says how many pages stayed
-    /// in RAM. Pages that are on the device already stay where they are.
+    /// Moves what of `span` is in RAM to the device, as far as it goes. Pages that are on the device
+    /// already stay where they are.
     ///
     /// # Errors
     ///
@@ -23,7 +23,7 @@ impl<M: AddressSpace> Vm<M> {
         span: Span,
         timeslice: Duration,
         cause: Cause,
-    ) -> Result<PageCount, MigrateError> {
+    ) -> Result<(), MigrateError> {
         if !self.pagemap.is_bound() {
             return Err(MigrateError::Unbound { span });
         }
@@ -31,11 +31,10 @@ impl<M: AddressSpace> Vm<M> {
         self.svm
             .mm()
             .range_fault(span, Some(self.pagemap.owner()), &mut homes)?;
-        let mut kept = PageCount::ZERO;
         for run in runs_in_ram(span, &homes) {
-            kept += self.populate_run(run, timeslice, cause)?;
+            self.populate_run(run, timeslice, cause)?;
         }
-        Ok(kept)
+        Ok(())
     }
 
     fn populate_run(
@@ -43,7 +42,7 @@ impl<M: AddressSpace> Vm<M> {
         span: Span,
         timeslice: Duration,
         cause: Cause,
-    ) -> Result<PageCount, MigrateError> {
+    ) -> Result<(), MigrateError> {
         let count = span.page_count();
         let runs = self.allocate(count).ok_or(MigrateError::NoSpace { span })?;
         let bo = Bo {
@@ -60,9 +59,9 @@ impl<M: AddressSpace> Vm<M> {
             mode: Mode::Partial,
             cause,
         };
-        let migrated = migrate::migrate_to_devmem(&self.pagemap, &devmem, &request)?;
+        migrate::migrate_to_devmem(&self.pagemap, &devmem, &request)?;
         self.vram.add_resident(Resident { devmem, span });
-        Ok(migrated.kept)
+        Ok(())
     }
 }
 

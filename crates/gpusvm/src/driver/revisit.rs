@@ -13,6 +13,7 @@
 //! The list's lock is held to add and to take. Allocates: for workers only.
 
 use crate::driver::Vm;
+use crate::driver::counters::Counters;
 use core::time::Duration;
 use gpusvm_mm::{AddressSpace, Time};
 use gpusvm_svm::Range;
@@ -28,7 +29,7 @@ pub(crate) struct Revisits(Mutex<VecDeque<(Time, Weak<Range>)>>);
 
 impl Revisits {
     /// Looks at the range again at `due`.
-    pub(crate) fn add(&self, due: Time, range: &Arc<Range>) {
+    fn add(&self, due: Time, range: &Arc<Range>) {
         self.0.lock().push_back((due, Arc::downgrade(range)));
     }
 
@@ -48,6 +49,12 @@ impl Revisits {
 }
 
 impl<M: AddressSpace> Vm<M> {
+    /// The range is mapped, with pages in RAM that should be on the device: looks again after a while.
+    pub(crate) fn look_again(&self, after: Duration, range: &Arc<Range>) {
+        Counters::count(&self.counters.not_migrated);
+        self.revisits.add(self.now().after(after), range);
+    }
+
     /// Unmaps the ranges whose second look is due: if the device wants them, it faults.
     pub(crate) fn revisit(&self) {
         while let Some(range) = self.revisits.take_due(self.now()) {
