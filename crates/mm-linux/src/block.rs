@@ -1,5 +1,6 @@
 //! A locked block of the process.
 
+use crate::fork::Pass;
 use crate::inbound::LinuxInbound;
 use crate::memories::Freed;
 use crate::outbound::LinuxOutbound;
@@ -10,6 +11,7 @@ use gpusvm_mm::{
     WordState,
 };
 use gpusvm_sync::Arc;
+use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{OwnerId, PageIndex, Span, VirtAddr};
 
 /// A locked block of the process: the part of it that is one mirrored mapping.
@@ -20,9 +22,25 @@ pub struct BlockGuard<'a> {
     pub(crate) process: &'a Process,
     pub(crate) region: Arc<Region>,
     span: Span,
+    /// Keeps fork out, for as long as pages can leave for a device. Handlers have none: they only
+    /// bring pages home.
+    pass: Option<Pass<'a>>,
 }
 
 impl<'a> BlockGuard<'a> {
+    /// Waits for the block of `at`, from which pages can leave then. `None` in a child of fork.
+    pub(crate) fn lock_with_pass(
+        process: &'a Process,
+        at: VirtAddr,
+    ) -> Option<Result<Self, NotHere>> {
+        // First: who forks waits for all passes, and then for blocks.
+        let pass = process.gate.pass()?;
+        Some(Self::lock(process, at).map(|mut block| {
+            block.pass = Some(pass);
+            block
+        }))
+    }
+
     /// The block of `at` in a part of a region, if it is free.
     pub(crate) fn try_lock(process: &'a Process, at: VirtAddr) -> Result<Option<Self>, NotHere> {
         let part = process.regions.find(at).ok_or(NotHere)?;
@@ -53,6 +71,7 @@ impl<'a> BlockGuard<'a> {
             process,
             region,
             span,
+            pass: None,
         })
     }
 
@@ -73,6 +92,55 @@ impl<'a> BlockGuard<'a> {
         self.release(span, |word| word.dropped);
     }
 
+    /// The parts of its region that lie in the block: they share its lock and its state.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Span> + use<> {
+        let parts = self.process.regions.parts_in(Span::block_of(self.span.start()));
+        let region = Arc::clone(&self.region);
+        let same = parts.into_iter();
+        same.filter_map(move |part| Arc::ptr_eq(&part.region, &region).then_some(part.span))
+    }
+
+    /// Begins to catch touches of missing pages of the block.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused; then nothing is caught that was not before.
+    pub(crate) fn register(&self) -> Result<(), rustix::io::Errno> {
+        let registered = &self.state().registered;
+        if registered.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        for part in self.parts() {
+            if let Err(errno) = self.process.mover.arm(part) {
+                self.parts().for_each(|part| self.process.mover.disarm(part));
+                return Err(errno);
+            }
+        }
+        registered.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Leaves touches to the kernel again, if no range is in the block and no page on a device.
+    pub(crate) fn unregister_if_unused(&self) {
+        let state = self.state();
+        let is_away =
+            |part: Span| self.region.words_in(part).iter().any(|word| word.get().place != Place::System);
+        if state.armed.load(Ordering::Relaxed) > 0
+            || !state.registered.load(Ordering::Relaxed)
+            || self.parts().any(is_away)
+        {
+            return;
+        }
+        // What this thread dropped before is marked.
+        self.process.source.fence();
+        for part in self.parts() {
+            // Afterwards no fault proves that a dropped page is gone.
+            self.process.settle_holes(&self.region, part);
+            self.process.mover.disarm(part);
+        }
+        state.registered.store(false, Ordering::Relaxed);
+    }
+
     /// Gives back the device pages of `span`, which was unmapped. Only for who handles the events in
     /// their order: before, the pages may still be about to move to another address.
     pub(crate) fn release_unmapped(&self, span: Span) {
@@ -80,31 +148,43 @@ impl<'a> BlockGuard<'a> {
     }
 
     fn release(&self, span: Span, which: impl Fn(WordState) -> bool) {
-        let is_dropped = |page: PageIndex| {
-            let word = self.region.word(page).get();
-            word.device_page()
-                .filter(|_| which(word))
-                .map(|device| (page, device))
+        // Part of it may be gone since somebody saw it.
+        let Some(span) = span.intersection(self.span) else {
+            return;
         };
-        if !span.pages().any(|page| is_dropped(page).is_some()) {
+        let words = self.region.words_in(span);
+        let goes = |word: WordState| word.device_page().filter(|_| which(word));
+        if !words.iter().any(|word| goes(word.get()).is_some()) {
             return;
         }
-        for (page, device) in span.pages().filter_map(is_dropped) {
-            self.region.word(page).mark_leaving(device);
+        for word in words {
+            if let Some(device) = goes(word.get()) {
+                word.mark_leaving(device);
+            }
         }
         self.invalidate(span, Reason::Clear);
         let mut freed = Freed::new(&self.process.memories);
-        for (page, device) in span.pages().filter_map(is_dropped) {
-            self.region.word(page).settle_system();
-            freed.push(device);
+        for word in words {
+            // Others may have been dropped meanwhile: they were not invalidated.
+            let state = word.get();
+            if let (Place::Leaving(device), true) = (state.place, which(state)) {
+                word.settle_system();
+                freed.push(device);
+            }
         }
     }
 
     /// Brings every device page of `span` home. Says what kept it, if anything did.
     pub(crate) fn bring_home(&mut self, span: Span, wanted: Wanted) -> FaultOutcome {
+        // Part of it may be gone since somebody saw it.
+        let Some(span) = span.intersection(self.span) else {
+            return FaultOutcome::Served;
+        };
         self.release_dropped(span);
         for page in span.pages() {
-            let Place::Device(device) = self.region.word(page).get().place else {
+            let word = self.region.word(page).get();
+            let (Place::Device(device), false) = (word.place, word.unmapped) else {
+                // In RAM; or unmapped, and the event will say what becomes of it.
                 continue;
             };
             let ops = Arc::clone(&self.process.memories.of(device).ops);
@@ -117,7 +197,8 @@ impl<'a> BlockGuard<'a> {
                 FaultOutcome::Served => {}
                 outcome => return outcome,
             }
-            if matches!(self.region.word(page).get().place, Place::Device(_)) {
+            let word = self.region.word(page).get();
+            if matches!(word.place, Place::Device(_)) && !word.unmapped && !word.dropped {
                 return FaultOutcome::Failed;
             }
         }
@@ -148,6 +229,13 @@ impl Block for BlockGuard<'_> {
     }
 
     fn collect(&mut self, span: Span, owner: OwnerId) -> Result<Self::Outbound<'_>, MmError> {
+        // A handler that sent pages away would meet a fork that waits for it.
+        if self.pass.is_none() {
+            return Err(MmError::Gone);
+        }
+        if !self.state().registered.load(Ordering::Relaxed) {
+            return Err(MmError::NotArmed { span });
+        }
         LinuxOutbound::collect(self, span, owner)
     }
 
@@ -163,7 +251,8 @@ impl Block for BlockGuard<'_> {
 impl Drop for BlockGuard<'_> {
     fn drop(&mut self) {
         if self.state().unlock() {
-            self.process.mover.wake(self.span);
+            // All of the block: another part of the mapping may be in it, with the same lock.
+            self.process.mover.wake(Span::block_of(self.span.start()));
         }
     }
 }

@@ -8,14 +8,20 @@
 //! ```
 //!
 //! The thread that did the munmap, madvise or mremap waits in the kernel until the reader has read the
-//! message; so the marks are there when it goes on. What takes locks or memory is done by the event
-//! thread, in the same order.
+//! message; so the marks are there when it goes on, but for the few instructions between the read and
+//! the mark. What takes locks or memory is done by the event thread, in the same order.
+//!
+//! A remap marks its pages as unmapped: nobody brings them home to where they no longer belong. The
+//! event thread names the device pages of their new address, and then the old one, which is gone, or
+//! empty if it was kept, has no marks.
 //!
 //! # Locking
 //!
-//! The queue's lock is held for a few instructions. The event thread takes one block at a time.
+//! The queue's lock is held for a few instructions, and for the marks of a remap. The event thread
+//! takes one block at a time.
 
 use crate::block::BlockGuard;
+use crate::memories::Freed;
 use crate::outbound::runs;
 use crate::process::Process;
 use crate::region::Region;
@@ -23,15 +29,16 @@ use crate::regions::Part;
 use crate::stats::Counters;
 use crate::sys::uffd::Event;
 use gpusvm_mm::{Block, Place, Reason, WordState};
+use gpusvm_sync::atomic::Ordering;
 use gpusvm_sync::{Arc, Condvar, Mutex};
-use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
+use gpusvm_types::{ByteSize, PageCount, PageIndex, Span, VirtAddr};
 use std::os::fd::{FromRawFd, OwnedFd};
 
 /// How many jobs can wait. When there are more, marks in the words are all that is left of a removal
 /// or an unmapping, and the event thread sweeps for them.
-const JOBS: usize = 1024;
+const JOBS: usize = 4096;
 /// How many of them only a remap may take, which a mark cannot replace.
-const KEPT_FOR_REMAPS: usize = 64;
+const KEPT_FOR_REMAPS: usize = 2048;
 
 /// What the event thread has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +64,8 @@ struct Queue {
     len: usize,
     /// Removals or unmappings found no room: their marks are to be swept for.
     overflowed: bool,
+    /// They are being swept for.
+    sweeping: bool,
     stopped: bool,
 }
 
@@ -67,6 +76,7 @@ impl Events {
             first: 0,
             len: 0,
             overflowed: false,
+            sweeping: false,
             stopped: false,
         };
         Self {
@@ -83,15 +93,7 @@ impl Events {
                 let Ok(span) = Span::new(start, end) else {
                     return;
                 };
-                let part = process.regions.find(start);
-                if part.is_some_and(|part| part.region.block(start).is_own_remove(span)) {
-                    return;
-                }
-                let late = self.is_remapping();
-                mark(process, span, |region, page| {
-                    region.word(page).drop_contents();
-                });
-                self.push(Job::Removed { span, late });
+                self.removed(process, span);
             }
             Event::Unmap { start, end } => {
                 let Ok(span) = Span::new(start, end) else {
@@ -103,9 +105,15 @@ impl Events {
                 self.push(Job::Unmapped { span });
             }
             Event::Remap { from, to, len } => {
-                if let Ok(from) = Span::from_len(from, len) {
-                    self.push(Job::Remapped { from, to });
-                }
+                let Ok(from) = Span::from_len(from, len) else {
+                    return;
+                };
+                // Who sees the mark finds the reason; who takes the job finds the mark.
+                self.push_and(Job::Remapped { from, to }, || {
+                    mark(process, from, |region, page| {
+                        region.word(page).unmap();
+                    });
+                });
             }
             Event::Fork { fd } => {
                 // Never asked for. A descriptor that came all the same is closed.
@@ -113,6 +121,32 @@ impl Events {
                 drop(unsafe { OwnedFd::from_raw_fd(fd) });
             }
             Event::Fault { .. } | Event::Unknown { .. } => {}
+        }
+    }
+
+    /// Marks what the program gave up. What a remap that is still queued will make known is marked
+    /// then.
+    fn removed(&self, process: &Process, span: Span) {
+        let remapping = self.is_remapping();
+        let (mut any, mut unknown) = (false, span.start());
+        let late = |from: VirtAddr, to: VirtAddr| {
+            if let (true, Ok(span)) = (remapping, Span::new(from, to)) {
+                self.push(Job::Removed { span, late: true });
+            }
+        };
+        process.regions.for_each_in(span, |region, inside| {
+            late(unknown, inside.start());
+            unknown = inside.end();
+            for page in inside.pages() {
+                if !region.block(page.start()).take_own_remove(page) {
+                    region.word(page).drop_contents();
+                    any = true;
+                }
+            }
+        });
+        late(unknown, span.end());
+        if any {
+            self.push(Job::Removed { span, late: false });
         }
     }
 
@@ -136,7 +170,7 @@ impl Events {
     /// Returns when everything that was read before is done.
     pub(crate) fn sync(&self) {
         let mut queue = self.queue.lock();
-        while (queue.len > 0 || queue.overflowed) && !queue.stopped {
+        while (queue.len > 0 || queue.overflowed || queue.sweeping) && !queue.stopped {
             queue = self.changed.wait(queue);
         }
     }
@@ -148,6 +182,11 @@ impl Events {
     }
 
     fn push(&self, job: Job) {
+        self.push_and(job, || {});
+    }
+
+    /// Queues a job, and does what belongs to it before anybody can see it.
+    fn push_and(&self, job: Job, act: impl FnOnce()) {
         let mut queue = self.queue.lock();
         let is_remap = matches!(job, Job::Remapped { .. });
         if !is_remap && queue.len >= JOBS - KEPT_FOR_REMAPS {
@@ -160,6 +199,7 @@ impl Events {
         let at = (queue.first + queue.len) % JOBS;
         queue.jobs[at] = Some(job);
         queue.len += 1;
+        act();
         drop(queue);
         self.changed.notify_all();
     }
@@ -168,12 +208,12 @@ impl Events {
     fn next(&self) -> Option<Job> {
         let mut queue = self.queue.lock();
         loop {
-            let job = queue
-                .pending()
-                .next()
-                .or(queue.overflowed.then_some(Job::Sweep));
-            if job.is_some() {
-                return job;
+            if let Some(job) = queue.pending().next() {
+                return Some(job);
+            }
+            if core::mem::take(&mut queue.overflowed) {
+                queue.sweeping = true;
+                return Some(Job::Sweep);
             }
             if queue.stopped {
                 return None;
@@ -185,12 +225,11 @@ impl Events {
     fn done(&self, job: Job) {
         let mut queue = self.queue.lock();
         if job == Job::Sweep {
-            drop(queue);
-            self.changed.notify_all();
-            return;
+            queue.sweeping = false;
+        } else {
+            queue.first = (queue.first + 1) % JOBS;
+            queue.len -= 1;
         }
-        queue.first = (queue.first + 1) % JOBS;
-        queue.len -= 1;
         drop(queue);
         self.changed.notify_all();
     }
@@ -235,7 +274,6 @@ fn unmapped(process: &Process, span: Span) {
 
 /// Looks at every word for marks that found no room in the queue.
 fn sweep(process: &Process) {
-    process.events.queue.lock().overflowed = false;
     for Part { span, region } in process.regions.all() {
         let marked = |wanted: fn(WordState) -> bool| {
             let first = span.first_page();
@@ -244,7 +282,14 @@ fn sweep(process: &Process) {
                 wanted(region.word(first + PageCount::from_usize(i)).get())
             })
         };
-        marked(|word| word.unmapped).for_each(|run| unmapped(process, run));
+        for run in marked(|word| word.unmapped) {
+            if process.events.is_remapping() {
+                // The marks may be those of a remap: that comes first.
+                process.events.queue.lock().overflowed = true;
+                return;
+            }
+            unmapped(process, run);
+        }
         marked(|word| word.dropped).for_each(|run| removed(process, run, false));
     }
 }
@@ -267,13 +312,11 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
             block.invalidate(piece, Reason::Unmap);
             hand_over(process, block, piece, &region, translate(piece, from, to));
         });
-        // Registration went with the mapping; the count is for who would end it.
+        // Registration went with the mapping.
         for piece in there.blocks() {
-            region
-                .block(piece.start())
-                .armed
-                .store(1, gpusvm_sync::atomic::Ordering::Relaxed);
-            let _ = process.mover.arm(piece);
+            let registered = process.mover.arm(piece).is_ok();
+            let state = region.block(piece.start());
+            state.registered.store(registered, Ordering::Relaxed);
         }
         if let Err(other) = process.regions.insert(Arc::clone(&region)) {
             process.report(format_args!(
@@ -295,20 +338,22 @@ fn hand_over(
     there: Option<Span>,
 ) {
     let Some(there) = there else { return };
+    let mut freed = Freed::new(&process.memories);
     for (old, new) in piece.pages().zip(there.pages()) {
-        let word = block.region.word(old).get();
+        let (old, word) = (block.region.word(old), block.region.word(old).get());
         if word.dropped {
             region.word(new).drop_contents();
         }
-        let Place::Device(device) = word.place else {
-            continue;
-        };
-        process.memories.of(device).rmap.set(device.pfn, new);
-        if region.word(new).settle_device(device).is_err() {
-            // Given up as well as moved.
-            crate::memories::Freed::new(&process.memories).push(device);
+        if let Place::Device(device) = word.place {
+            process.memories.of(device).rmap.set(device.pfn, new);
+            // Given up as well as moved; or a hole that was collected after the page had gone.
+            let is_stale = process.is_in_ram(new);
+            if is_stale || region.word(new).settle_device(device).is_err() {
+                freed.push(device);
+            }
         }
-        block.region.word(old).settle_system();
+        // What was not unmapped with it is there, empty, as new; else the next event says so.
+        old.map_again();
     }
 }
 
@@ -325,7 +370,7 @@ fn each_block(process: &Process, span: Span, act: impl Fn(&mut BlockGuard<'_>, S
     }
 }
 
-fn mark(process: &Process, span: Span, act: impl Fn(&Region, gpusvm_types::PageIndex)) {
+fn mark(process: &Process, span: Span, mut act: impl FnMut(&Region, PageIndex)) {
     process.regions.for_each_in(span, |region, inside| {
         inside.pages().for_each(|page| act(region, page));
     });
@@ -382,12 +427,13 @@ mod tests {
             to: VirtAddr::new(0x9000),
         });
         assert!(events.is_remapping());
-        let mut removals = 0;
-        while let Some(job @ (Job::Removed { .. } | Job::Remapped { .. })) = events.next() {
-            removals += 1;
+        let mut taken = 0;
+        while let Some(job) = events.next().filter(|job| *job != Job::Sweep) {
+            taken += 1;
             events.done(job);
         }
-        assert_eq!(removals, JOBS - KEPT_FOR_REMAPS + 1);
-        assert_eq!(events.next(), Some(Job::Sweep));
+        assert_eq!(taken, JOBS - KEPT_FOR_REMAPS + 1);
+        events.done(Job::Sweep);
+        events.sync();
     }
 }

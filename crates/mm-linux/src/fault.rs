@@ -34,21 +34,27 @@ const REMAP_POLL: Duration = Duration::from_micros(200);
 
 /// Serves what needs no waiting. Whether that was all.
 pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
-    if arrival.tid.is_some_and(gpusvm_guarded::is_engine_thread) {
-        // A device in software works on the page in place, and the program dropped it. Whoever
-        // takes the block may be waiting for that very access to end.
-        process.mover.zero_fill(Span::page_of(arrival.at));
-        return true;
-    }
+    let Some(part) = process.regions.find(arrival.at) else {
+        return false;
+    };
+    let block = part.region.block(arrival.at);
+    let tid = arrival.tid.unwrap_or_default();
     if arrival.protected {
-        // Write-protected means that somebody holds the block; if not any more, try again.
-        let noted = process.regions.find(arrival.at);
-        if !noted.is_some_and(|part| part.region.block(arrival.at).note_fault()) {
-            wake(process, arrival.at);
-        }
-        return true;
+        // Write-protected means that somebody holds the block.
+        return block.note_fault();
     }
-    false
+    // A device in software works on the page in place, and the program dropped it: whoever takes
+    // the block may be waiting for that very access to end. Or whoever holds the block touched it.
+    let word = part.region.word(arrival.at.page()).get();
+    // Or a copy reads a page in place that the program dropped, or moved away: what is read counts
+    // for nothing.
+    let cannot_wait = (word.place == Place::System && gpusvm_guarded::is_engine_thread(tid))
+        || block.is_breaker(tid)
+        || (word.place == Place::Collected && (word.dropped || word.unmapped));
+    if cannot_wait {
+        process.mover.zero_fill(Span::page_of(arrival.at));
+    }
+    cannot_wait
 }
 
 /// Serves a fault. May wait, for a copy and for devices.
@@ -63,19 +69,26 @@ pub(crate) fn serve(process: &Process, at: VirtAddr) -> Urgency {
                 }
                 // It was unlocked between the two looks.
             }
-            Err(_) => return serve_unknown(process, at),
+            Err(_) => {
+                if let Some(urgency) = serve_unknown(process, at) {
+                    return urgency;
+                }
+                // It became known between the two looks.
+            }
         }
     };
     let page = at.page();
     let word = block.region.word(page).get();
-    if word.dropped || word.unmapped {
-        let span = Span::page_of(at);
-        block.release_dropped(span);
+    if word.unmapped {
+        // It moves, or is gone: the event says which in a moment.
+        return Urgency::Later(process.now().after(REMAP_POLL));
+    }
+    if word.dropped {
+        block.release_dropped(Span::page_of(at));
     }
     match block.region.word(page).get().place {
         Place::Device(device) => bring_home(process, &mut block, at, device),
         Place::System => {
-            Counters::count(&process.counters.zero_fills);
             zero_fill(process, &block, page);
             Urgency::Done
         }
@@ -107,11 +120,22 @@ fn bring_home(
             Urgency::Done
         }
         FaultOutcome::NotBefore(due) => Urgency::Later(due),
+        // Others of its window failed, or the program unmapped it meanwhile.
+        FaultOutcome::Failed if !is_away(block, at) => {
+            process.mover.wake(block.span());
+            Urgency::Done
+        }
         FaultOutcome::Failed => {
             give_up(process, at, "the page could not be brought home");
             Urgency::Done
         }
     }
+}
+
+/// Whether a page that was to come home is still on its device, and the program still wants it.
+fn is_away(block: &BlockGuard<'_>, at: VirtAddr) -> bool {
+    let word = block.region.word(at.page()).get();
+    word.place != Place::System && !word.unmapped && !word.dropped
 }
 
 /// Fills the chunk around a page that the kernel has no page for.
@@ -129,19 +153,28 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
     for run in crate::outbound::runs(chunk, |i| {
         is_hole(first + gpusvm_types::PageCount::from_usize(i))
     }) {
-        process.mover.zero_fill(run);
+        if process.mover.zero_fill(run) {
+            Counters::count(&process.counters.zero_fills);
+        } else if run.contains(page.start()) {
+            // It is there after all. If it is still protected, by whoever took it and is gone, it is
+            // so no longer than this.
+            process.mover.release(Span::page_of(page.start()));
+        }
     }
     process.mover.wake(Span::page_of(page.start()));
 }
 
 /// Nothing is mirrored there: it was moved a moment ago, or unmapped.
-fn serve_unknown(process: &Process, at: VirtAddr) -> Urgency {
+fn serve_unknown(process: &Process, at: VirtAddr) -> Option<Urgency> {
     if process.events.is_remapping() {
-        return Urgency::Later(process.now().after(REMAP_POLL));
+        return Some(Urgency::Later(process.now().after(REMAP_POLL)));
+    }
+    if process.regions.find(at).is_some() {
+        return None;
     }
     // Registered, but nobody's: armed once and moved away since. The kernel knows of no page.
     process.mover.zero_fill(Span::page_of(at));
-    Urgency::Done
+    Some(Urgency::Done)
 }
 
 /// Lets who waits for the page try again.

@@ -18,6 +18,8 @@
 
 use crate::process::Process;
 use crate::sys::futex;
+use core::cell::{Cell, RefCell};
+use core::marker::PhantomData;
 use gpusvm_mm::Wanted;
 use gpusvm_sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use gpusvm_sync::{Arc, Mutex, Weak};
@@ -32,9 +34,17 @@ pub(crate) struct Gate {
     closers: Mutex<u32>,
 }
 
-/// Evidence that the process does not fork.
+/// Evidence that the process does not fork. It stays with its thread.
 #[derive(Debug)]
-pub(crate) struct Pass<'a>(&'a Gate);
+pub(crate) struct Pass<'a> {
+    gate: &'a Gate,
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+thread_local! {
+    /// How many passes this thread has. Who has one gets more: the gate waits for it anyway.
+    static PASSES: Cell<u32> = const { Cell::new(0) };
+}
 
 const CLOSED: u32 = 1 << 31;
 
@@ -43,7 +53,7 @@ impl Gate {
     pub(crate) fn pass(&self) -> Option<Pass<'_>> {
         loop {
             let now = self.state.load(Ordering::Acquire);
-            if now & CLOSED != 0 {
+            if now & CLOSED != 0 && PASSES.get() == 0 {
                 if is_child() {
                     return None;
                 }
@@ -54,7 +64,11 @@ impl Gate {
                 self.state
                     .compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Relaxed);
             if given.is_ok() {
-                return Some(Pass(self));
+                PASSES.set(PASSES.get() + 1);
+                return Some(Pass {
+                    gate: self,
+                    _of_this_thread: PhantomData,
+                });
             }
         }
     }
@@ -82,9 +96,10 @@ impl Gate {
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        let before = self.0.state.fetch_sub(1, Ordering::AcqRel);
+        PASSES.set(PASSES.get() - 1);
+        let before = self.gate.state.fetch_sub(1, Ordering::AcqRel);
         if before == CLOSED + 1 {
-            futex::wake(&self.0.state, u32::MAX);
+            futex::wake(&self.gate.state, u32::MAX);
         }
     }
 }
@@ -111,32 +126,29 @@ pub(crate) fn watch(process: &Arc<Process>) {
     engines.push(Arc::downgrade(process));
 }
 
-fn each_engine(act: impl Fn(&Process)) {
-    // Copied: an engine that ends meanwhile is dropped here, without the lock.
-    let engines: Vec<_> = ENGINES.lock().iter().filter_map(Weak::upgrade).collect();
-    engines.iter().for_each(|engine| act(engine));
+thread_local! {
+    /// Engines whose gates this thread's `prepare` closed, for its `parent` to open.
+    static CLOSED_BY_US: RefCell<Vec<Arc<Process>>> = const { RefCell::new(Vec::new()) };
 }
-
-/// Engines whose gates `prepare` closed, for `parent` to open.
-static CLOSED_BY_US: Mutex<Vec<Arc<Process>>> = Mutex::new(Vec::new());
 
 unsafe extern "C" fn prepare() {
     if is_child() {
         return;
     }
-    each_engine(|engine| engine.gate.close());
+    // Copied: an engine that ends meanwhile is dropped without the lock.
     let engines: Vec<_> = ENGINES.lock().iter().filter_map(Weak::upgrade).collect();
+    engines.iter().for_each(|engine| engine.gate.close());
     for engine in &engines {
         engine.bring_all_home(Wanted::Fork);
     }
-    CLOSED_BY_US.lock().extend(engines);
+    CLOSED_BY_US.with_borrow_mut(|closed| *closed = engines);
 }
 
 unsafe extern "C" fn parent() {
     if is_child() {
         return;
     }
-    let engines = core::mem::take(&mut *CLOSED_BY_US.lock());
+    let engines = CLOSED_BY_US.take();
     engines.iter().for_each(|engine| engine.gate.open());
 }
 

@@ -9,12 +9,16 @@
 //! Serving a fault can wait: for a copy, for a device to flush, which can wait for a unit that itself
 //! waits for a page. So one handler never serves, it only reads: it answers at once what needs no
 //! waiting, and parks the rest for whoever becomes free.
+//!
+//! Whoever reads takes all that is there, keeps one fault to serve and parks the others; and whoever
+//! begins to serve while something waits, parked or for its time, rouses another handler to look.
 
 use crate::fault::{self, Urgency};
 use crate::process::Process;
-use crate::source::Arrival;
+use crate::source::{Arrival, FaultSink};
 use crate::stats::Counters;
 use crate::sys::futex;
+use crate::sys::uffd::Event;
 use core::time::Duration;
 use gpusvm_mm::{AddressSpace, Time};
 use gpusvm_sync::atomic::{AtomicUsize, Ordering};
@@ -37,14 +41,20 @@ pub(crate) struct Crew {
 
 #[derive(Debug)]
 struct Parked {
-    faults: [VirtAddr; PARKED],
+    faults: [Arrival; PARKED],
     len: usize,
 }
+
+const NOTHING: Arrival = Arrival {
+    at: VirtAddr::new(0),
+    protected: false,
+    tid: None,
+};
 
 impl Crew {
     pub(crate) const fn new() -> Self {
         let parked = Parked {
-            faults: [VirtAddr::new(0); PARKED],
+            faults: [NOTHING; PARKED],
             len: 0,
         };
         Self {
@@ -59,24 +69,31 @@ impl Crew {
         let begun = self
             .serving
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
-        begun.is_ok().then_some(Serving(self))
+        begun.ok().map(|_| Serving(self))
     }
 
-    fn park(&self, at: VirtAddr) -> bool {
+    fn park(&self, arrival: Arrival) -> bool {
         let mut parked = self.parked.lock();
         let len = parked.len;
         if len == PARKED {
             return false;
         }
-        parked.faults[len] = at;
+        parked.faults[len] = arrival;
         parked.len += 1;
         true
     }
 
-    fn unpark(&self) -> Option<VirtAddr> {
+    /// The one that waits the longest.
+    fn unpark(&self) -> Option<Arrival> {
         let mut parked = self.parked.lock();
         parked.len = parked.len.checked_sub(1)?;
-        Some(parked.faults[parked.len])
+        let (first, len) = (parked.faults[0], parked.len);
+        parked.faults.copy_within(1..=len, 0);
+        Some(first)
+    }
+
+    fn has_parked(&self) -> bool {
+        self.parked.lock().len > 0
     }
 }
 
@@ -110,9 +127,14 @@ fn run(process: &Process) {
             .delays
             .next_due()
             .map(|due| due.since(process.now()));
-        let arrival = process
-            .source
-            .next(timeout, &mut |event| process.events.arrive(process, event));
+        let mut sink = Sink {
+            process,
+            parked: false,
+        };
+        let arrival = process.source.next(timeout, &mut sink);
+        if sink.parked {
+            process.source.rouse();
+        }
         if let Some(arrival) = arrival {
             take(process, arrival);
         }
@@ -120,39 +142,82 @@ fn run(process: &Process) {
     }
 }
 
+/// Where what is read goes, but for the first fault.
+struct Sink<'a> {
+    process: &'a Process,
+    parked: bool,
+}
+
+impl FaultSink for Sink<'_> {
+    fn event(&mut self, event: Event) {
+        self.process.events.arrive(self.process, event);
+    }
+
+    fn more(&mut self, arrival: Arrival) {
+        if self.process.crew.park(arrival) {
+            self.parked = true;
+        } else {
+            fault::wake(self.process, arrival.at);
+        }
+    }
+}
+
 fn take(process: &Process, arrival: Arrival) {
     let began = process.now();
-    if guard(process, arrival.at, || {
-        fault::serve_at_once(process, &arrival)
-    }) {
+    if at_once(process, &arrival) {
         return;
     }
     match process.crew.begin() {
-        Some(_serving) => serve(process, arrival.at, began),
+        Some(_serving) => {
+            if process.crew.has_parked() || process.delays.next_due().is_some() {
+                process.source.rouse();
+            }
+            serve(process, arrival.at, began);
+        }
         None => {
-            if !process.crew.park(arrival.at) {
+            if !process.crew.park(arrival) {
                 fault::wake(process, arrival.at);
             }
         }
     }
 }
 
+fn at_once(process: &Process, arrival: &Arrival) -> bool {
+    guard(process, arrival.at, || {
+        fault::serve_at_once(process, arrival)
+    })
+}
+
 /// Serves what was parked, and what has slept long enough.
 fn serve_waiting(process: &Process) {
     loop {
+        let began = process.now();
+        if let Some(arrival) = process.crew.unpark() {
+            if at_once(process, &arrival) {
+                continue;
+            }
+            let Some(_serving) = process.crew.begin() else {
+                // Both that serve look again when they are done; room was made a moment ago, or it
+                // faults again.
+                if !process.crew.park(arrival) {
+                    fault::wake(process, arrival.at);
+                }
+                return;
+            };
+            serve(process, arrival.at, began);
+            continue;
+        }
         let Some(serving) = process.crew.begin() else {
             return;
         };
-        let now = process.now();
-        let waiting = process
-            .crew
-            .unpark()
-            .or_else(|| process.delays.pop_due(now));
-        let Some(at) = waiting else {
-            drop(serving);
+        let due = process.delays.pop_due(began);
+        if let Some(at) = due {
+            serve(process, at, began);
+        }
+        drop(serving);
+        if due.is_none() && !process.crew.has_parked() {
             return;
-        };
-        serve(process, at, now);
+        }
     }
 }
 

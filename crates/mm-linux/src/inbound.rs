@@ -9,10 +9,11 @@
 use crate::block::BlockGuard;
 use crate::memories::Freed;
 use crate::mover::Filled;
-use crate::outbound::runs;
-use crate::staging::{Leave, Slot};
+use crate::outbound::{POLL, POLLS, runs};
+use crate::staging::{Content, Slot, Want};
 use gpusvm_mm::{Block, DevicePage, Inbound, Leaving, MmError, Place, Reason};
-use gpusvm_types::{PAGES_PER_BLOCK, PageCount, PageIndex, Span};
+use gpusvm_sync::atomic::Ordering;
+use gpusvm_types::{ByteSize, PAGES_PER_BLOCK, PageCount, PageIndex, Span};
 use rustix::io::Errno;
 
 /// Device pages with RAM to copy them to.
@@ -43,62 +44,133 @@ impl<'b> LinuxInbound<'b> {
             slot: None,
         };
         let mut chosen = [None; PAGES_PER_BLOCK];
-        for (page, chosen) in span.pages().zip(&mut chosen) {
+        let words = block.region.words_in(span);
+        let mut count = 0;
+        for ((word, page), chosen) in words.iter().zip(span.pages()).zip(&mut chosen) {
             // An unmapped page may be about to move: it stays until that is known.
-            let word = block.region.word(page).get();
-            if let (Place::Device(device), false) = (word.place, word.unmapped) {
-                *chosen = select(page, device).then_some(device);
+            let word = word.get();
+            if let (Place::Device(device), false) = (word.place, word.unmapped)
+                && select(page, device)
+            {
+                *chosen = Some(device);
+                count += 1;
             }
         }
-        if chosen.iter().all(Option::is_none) {
+        if count == 0 {
             return Ok(this);
         }
-        let process = block.process;
-        let warm_up = |from, to| process.mover.warm_up(from, to);
-        let slot = process
-            .staging
-            .take_warm(warm_up)
-            .ok_or(MmError::NoStaging { span })?;
-        for ((page, device), leaving) in span.pages().zip(chosen).zip(&mut this.leaving) {
-            let Some(from) = device else { continue };
-            block.region.word(page).mark_leaving(from);
-            *leaving = Some(Leaving {
-                from,
-                to: slot.dma_of(page.start()),
-            });
+        let slot = this.find_slot(PageCount::from_usize(count))?;
+        for (i, page) in span.pages().enumerate() {
+            let Some(from) = chosen[i] else { continue };
+            words[i].mark_leaving(from);
+            let to = slot.dma_of(page.start());
+            this.leaving[i] = Some(Leaving { from, to });
         }
         this.slot = Some(slot);
         block.invalidate(span, Reason::Migrate(None));
         Ok(this)
     }
 
-    /// Fills the pages of a run and lets them live in RAM.
-    fn arrive(&mut self, run: Span, freed: &mut Freed<'_>) -> Result<(), Errno> {
-        let Some(slot) = &mut self.slot else {
-            return Ok(());
-        };
+    fn find_slot(&self, count: PageCount) -> Result<Slot<'b>, MmError> {
         let process = self.block.process;
-        match process.mover.fill(run, slot.place_of(run.start())) {
-            Ok(Filled::Copied) => {}
-            // All of the slot went: nothing is left to discard.
-            Ok(Filled::Moved) if run.page_count().as_usize() == PAGES_PER_BLOCK => {
-                slot.leave(Leave::Empty);
-            }
-            Ok(Filled::Moved) => slot.leave(Leave::Dirty),
-            Err(errno) => {
-                slot.leave(Leave::Dirty);
-                return Err(errno);
+        let want = if !process.mover.moves_in(count.bytes()) {
+            Want::Any
+        } else if self.block.state().left_huge.load(Ordering::Relaxed) {
+            Want::Huge
+        } else {
+            Want::Base
+        };
+        let warm_up = |from, to| process.mover.warm_up(from, to);
+        let slot = process.staging.take_warm(want, warm_up);
+        slot.ok_or(MmError::NoStaging { span: self.span })
+    }
+
+    /// Fills the pages that are to come home and lets them live in RAM: run by run as far as it goes,
+    /// then page by page.
+    fn arrive(&mut self, freed: &mut Freed<'_>) -> Result<(), Errno> {
+        let mut at = Some(self.span);
+        while let Some(rest) = at {
+            let Some((run, filled)) = self.fill_next(rest, freed) else {
+                break;
+            };
+            at = Span::new(run.start() + filled.done, rest.end()).ok();
+            match filled.errno {
+                None => {}
+                // An event is to be read first: then look again at what is to come home.
+                Some(Errno::AGAIN) => std::thread::sleep(POLL),
+                Some(_) => {
+                    let rest = self.span.pages().filter(|page| page.start() >= run.start());
+                    // Each page is tried, whatever became of those before.
+                    return rest.fold(Ok(()), |so_far, page| {
+                        so_far.and(self.arrive_alone(Span::page_of(page.start()), freed))
+                    });
+                }
             }
         }
-        self.settle(run, freed);
         Ok(())
     }
 
+    /// Fills the next run of pages of `rest` that are to come home, in one call.
+    fn fill_next(&mut self, rest: Span, freed: &mut Freed<'_>) -> Option<(Span, Filled)> {
+        // What the program gave up, or unmapped, is marked; what it is about to, it does after.
+        let _held = self.block.process.source.hold();
+        let first = self.span.index_of(rest.first_page());
+        let run = runs(rest, |i| self.fate(first + i) == Fate::Home).next()?;
+        let run = if self.block.process.mover.moves_in(run.len()) {
+            run
+        } else {
+            let len = run.len().min(HELD_UP_TO);
+            Span::from_len(run.start(), len).expect("part of a run")
+        };
+        Some((run, self.fill(run, freed)))
+    }
+
+    /// The page may have been unmapped, or moved, meanwhile: that becomes known as soon as the event
+    /// is read, and then it stays.
+    fn arrive_alone(&mut self, page: Span, freed: &mut Freed<'_>) -> Result<(), Errno> {
+        let mut last = Errno::AGAIN;
+        for _ in 0..POLLS {
+            match self.fill_next(page, freed).and_then(|(_, filled)| filled.errno) {
+                // Filled, or not to come home any more.
+                None => return Ok(()),
+                // What is there stays there, and what is here, here. A mark of poison is no page.
+                Some(Errno::EXIST) => return Err(Errno::EXIST),
+                Some(errno) => last = errno,
+            }
+            std::thread::sleep(POLL);
+        }
+        Err(last)
+    }
+
+    fn fill(&mut self, run: Span, freed: &mut Freed<'_>) -> Filled {
+        let slot = self.slot.as_mut().expect("found before pages left");
+        let filled = self
+            .block
+            .process
+            .mover
+            .fill(run, slot.place_of(run.start()));
+        if filled.moved && !filled.done.is_zero() {
+            let is_whole = filled.done == gpusvm_types::BLOCK_SIZE;
+            let was_huge = slot.content() == Content::Huge;
+            let at_home = self.block.state().left_huge.load(Ordering::Relaxed);
+            slot.holds(match (is_whole, was_huge && at_home) {
+                (true, true) => Content::Clean,
+                (true, false) => Content::Table,
+                (false, _) => Content::Some,
+            });
+        }
+        if let Ok(done) = Span::from_len(run.start(), filled.done) {
+            self.settle(done, freed);
+        }
+        filled
+    }
+
     fn settle(&mut self, run: Span, freed: &mut Freed<'_>) {
-        for page in run.pages() {
-            let i = self.span.index_of(page);
-            if let Some(leaving) = self.leaving[i].take() {
-                self.block.region.word(page).settle_system();
+        let first = self.span.index_of(run.first_page());
+        let words = self.block.region.words_in(run);
+        for (word, leaving) in words.iter().zip(&mut self.leaving[first..]) {
+            if let Some(leaving) = leaving.take() {
+                word.settle_system();
                 freed.push(leaving.from);
             }
         }
@@ -115,6 +187,9 @@ impl<'b> LinuxInbound<'b> {
         }
     }
 }
+
+/// Copies are made in pieces of this length, because no fault is read meanwhile.
+const HELD_UP_TO: ByteSize = ByteSize::kib(64);
 
 /// What becomes of a page when the copy is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,24 +214,15 @@ impl Inbound for LinuxInbound<'_> {
     fn commit(mut self) -> Result<(), MmError> {
         let memories = &self.block.process.memories;
         let mut freed = Freed::new(memories);
-        if let Some(slot) = &mut self.slot {
-            slot.leave(Leave::Warm);
-        }
-        let mut fates = [Fate::Stays; PAGES_PER_BLOCK];
-        (0..self.leaving().len()).for_each(|i| fates[i] = self.fate(i));
-        let mut result = Ok(());
-        for run in runs(self.span, |i| fates[i] == Fate::Home) {
-            if let Err(errno) = self.arrive(run, &mut freed) {
-                let errno = errno.raw_os_error();
-                result = Err(MmError::System {
-                    call: "putting pages in",
-                    span: run,
-                    errno,
-                });
+        let result = self.arrive(&mut freed).map_err(|errno| MmError::System {
+            call: "putting pages in",
+            span: self.span,
+            errno: errno.raw_os_error(),
+        });
+        for (i, page) in self.span.pages().enumerate() {
+            if self.fate(i) == Fate::Forgotten {
+                self.settle(Span::page_of(page.start()), &mut freed);
             }
-        }
-        for run in runs(self.span, |i| fates[i] == Fate::Forgotten) {
-            self.settle(run, &mut freed);
         }
         result
     }
@@ -169,6 +235,5 @@ impl Drop for LinuxInbound<'_> {
                 self.block.region.word(page).stay_on_device(leaving.from);
             }
         }
-        self.block.process.mover.wake(self.span);
     }
 }

@@ -7,13 +7,16 @@
 //! ```
 
 use crate::block::BlockGuard;
-use crate::fork::Pass;
 use crate::memories::Freed;
-use crate::staging::{Leave, Slot};
+use crate::mover::{Filled, Taken};
+use crate::staging::{Content, Slot};
 use core::iter;
 use core::time::Duration;
-use gpusvm_mm::{Block, DevicePage, KeptReason, MmError, Outbound, Place, Reason, Source};
-use gpusvm_types::{OwnerId, PAGES_PER_BLOCK, PageCount, PageIndex, Span, VirtAddr};
+use gpusvm_mm::{
+    Block, DevicePage, KeptReason, MmError, Outbound, PageWord, Place, Reason, Source,
+};
+use gpusvm_sync::atomic::Ordering;
+use gpusvm_types::{OwnerId, PAGES_PER_BLOCK, PageCount, Span, VirtAddr};
 use rustix::io::Errno;
 
 /// Pages of RAM that were taken out of the process.
@@ -21,11 +24,14 @@ use rustix::io::Errno;
 pub struct LinuxOutbound<'b> {
     block: &'b BlockGuard<'b>,
     span: Span,
+    // INVARIANT: whatever is not taken out right now is `Kept`.
     sources: [Source; PAGES_PER_BLOCK],
+    /// Those of the pages taken out that are where they were.
+    in_place: PageSet,
     slot: Option<Slot<'b>>,
+    /// What the slot holds if all of the block went there.
+    content: Content,
     settled: bool,
-    /// Keeps fork out.
-    _pass: Pass<'b>,
 }
 
 impl<'b> LinuxOutbound<'b> {
@@ -39,30 +45,30 @@ impl<'b> LinuxOutbound<'b> {
             "{span} is not in the locked {}",
             block.span()
         );
-        let process = block.process;
-        let pass = process.gate.pass().ok_or(MmError::Gone)?;
         let mut this = Self {
             block,
             span,
-            sources: [Source::Hole; PAGES_PER_BLOCK],
+            sources: [Source::Kept(KeptReason::Busy); PAGES_PER_BLOCK],
+            in_place: PageSet::default(),
             slot: None,
+            content: Content::Some,
             settled: false,
-            _pass: pass,
         };
-        if this.mark() == 0 {
+        // What the program gave up before is marked.
+        block.process.source.fence();
+        if !this.mark() {
             return Ok(this);
         }
         block.invalidate(span, Reason::Migrate(Some(owner)));
         // From here on, dropping `this` puts everything back.
+        let process = block.process;
         if process.mover.takes_to_slot() {
-            this.slot = Some(
-                process
-                    .staging
-                    .take_empty()
-                    .ok_or(MmError::NoStaging { span })?,
-            );
+            let is_whole = span.page_count().as_usize() == PAGES_PER_BLOCK;
+            let huge = is_whole && process.mover.is_huge(Span::page_of(span.start()));
+            let slot = process.staging.take_empty(huge);
+            this.slot = Some(slot.ok_or(MmError::NoStaging { span })?);
         }
-        for run in this.marked_runs() {
+        for run in marked_runs(block.region.words_in(span), span) {
             this.take_out(run).map_err(|errno| MmError::System {
                 call: "taking pages out",
                 span: run,
@@ -72,12 +78,15 @@ impl<'b> LinuxOutbound<'b> {
         Ok(this)
     }
 
-    /// Marks the words of the pages that can be taken, and says how many there are.
-    fn mark(&mut self) -> usize {
+    /// Marks the words of the pages that can be taken. Whether there is any.
+    fn mark(&mut self) -> bool {
         let region = &self.block.region;
-        self.block.process.settle_holes(region, self.span);
-        for (page, source) in self.span.pages().zip(&mut self.sources) {
-            let word = region.word(page);
+        let words = region.words_in(self.span);
+        if words.iter().any(|word| word.get().dropped) {
+            self.block.process.settle_holes(region, self.span);
+        }
+        let mut any = false;
+        for (word, source) in words.iter().zip(&mut self.sources) {
             let state = word.get();
             let kept = match state.place {
                 Place::Device(device) | Place::Leaving(device) => KeptReason::OnDevice(device),
@@ -85,112 +94,148 @@ impl<'b> LinuxOutbound<'b> {
                 _ if state.dropped => KeptReason::Dropped,
                 Place::System | Place::Collected => {
                     word.mark_collected();
+                    any = true;
                     continue;
                 }
             };
             *source = Source::Kept(kept);
         }
-        self.sources()
-            .iter()
-            .filter(|source| source.is_collected())
-            .count()
-    }
-
-    /// The pieces of the span whose pages are to be taken.
-    fn marked_runs(&self) -> impl Iterator<Item = Span> + use<> {
-        let taken = self.sources.map(Source::is_collected);
-        runs(self.span, move |i| taken[i])
+        any
     }
 
     fn take_out(&mut self, run: Span) -> Result<(), Errno> {
         let at = self.slot_place(run.start());
-        let first = self.span.index_of(run.first_page());
-        let sources = &mut self.sources[first..first + run.page_count().as_usize()];
-        let taken = self.block.process.mover.take_out(run, at, sources);
-        if taken.is_err() {
-            sources.fill(Source::Kept(KeptReason::Busy));
+        let sources = &mut self.sources[indices(self.span, run)];
+        let block = self.block;
+        let taken = block
+            .process
+            .mover
+            .take_out(run, at, sources, block.state());
+        match taken {
+            Ok(Taken::Moved { huge }) => {
+                let is_whole = sources.len() == PAGES_PER_BLOCK
+                    && sources.iter().all(|s| matches!(s, Source::Page(_)));
+                self.content = match (is_whole, huge) {
+                    (true, true) => Content::Huge,
+                    (true, false) => Content::Base,
+                    (false, _) => Content::Some,
+                };
+            }
+            Ok(Taken::InPlace) => self.in_place.insert(indices(self.span, run)),
+            Err(_) => sources.fill(Source::Kept(KeptReason::Busy)),
         }
         // What could not be taken lives where it lived.
-        for (page, _) in run
-            .pages()
-            .zip(&*sources)
-            .filter(|(_, source)| !source.is_collected())
-        {
-            self.block.region.word(page).settle_system();
+        for (word, source) in block.region.words_in(run).iter().zip(sources) {
+            if !source.is_collected() {
+                word.settle_system();
+            }
         }
-        taken
+        taken.map(drop)
+    }
+
+    /// What was copied where it was goes. What was not copied after all, or given up and maybe
+    /// written again, stays, and can be written.
+    fn settle_in_place(&self) {
+        let (process, words) = (self.block.process, self.block.region.words_in(self.span));
+        let goes = |i: usize| matches!(words[i].get().place, Place::Device(_));
+        let is_in = |i: usize| self.in_place.contains(i);
+        for run in runs(self.span, |i| is_in(i) && self.sources[i].is_collected() && goes(i)) {
+            process.mover.settle(run, self.block.state());
+        }
+        for run in runs(self.span, |i| is_in(i) && !(self.sources[i].is_collected() && goes(i))) {
+            process.mover.release(run);
+        }
     }
 
     fn slot_place(&self, at: VirtAddr) -> VirtAddr {
         self.slot.as_ref().map_or(at, |slot| slot.place_of(at))
     }
 
-    fn collected(&self) -> impl Iterator<Item = (usize, PageIndex)> + '_ {
-        let pages = self.span.pages().enumerate();
-        pages.filter(|(i, _)| self.sources[*i].is_collected())
-    }
-
-    /// The slot keeps its pages for the next block that comes home, if it has all of them.
-    fn leave_slot(&mut self) {
-        let full = self
-            .sources
-            .iter()
-            .all(|source| matches!(source, Source::Page(_)))
-            && self.span.page_count().as_usize() == PAGES_PER_BLOCK;
-        if let Some(slot) = &mut self.slot {
-            slot.leave(if full { Leave::Warm } else { Leave::Dirty });
-        }
-    }
-
+    /// What was taken out goes back to where it was, or is now.
     fn put_back(&mut self) {
         let block = self.block;
-        let first = self.span.first_page();
-        let is_dropped = |i| {
-            block
-                .region
-                .word(first + PageCount::from_usize(i))
-                .get()
-                .dropped
-        };
-        for run in runs(self.span, |i| {
-            self.sources[i].is_collected() && !is_dropped(i)
-        }) {
-            self.put_run_back(run);
+        let words = block.region.words_in(self.span);
+        for run in runs(self.span, |i| self.in_place.contains(i)) {
+            block.process.mover.release(run);
         }
-        for (_, page) in self.collected() {
-            block.region.word(page).settle_system();
+        let mut at = Some(self.span);
+        while let Some(rest) = at {
+            let Some((run, filled)) = self.put_next_back(rest) else {
+                break;
+            };
+            at = Span::new(run.end(), rest.end()).ok();
+            if filled.errno.is_some()
+                && let Ok(left) = Span::new(run.start() + filled.done, run.end())
+            {
+                left.pages().for_each(|page| self.put_page_back(Span::page_of(page.start())));
+            }
+        }
+        // What was moved by the program goes after it.
+        for (i, page) in self.span.pages().enumerate() {
+            if self.is_to_go_back(i) && words[i].get().unmapped {
+                self.put_page_back(Span::page_of(page.start()));
+            }
+        }
+        for word in words.iter().filter(|word| word.get().place == Place::Collected) {
+            word.settle_system();
         }
     }
 
-    /// The run may have been unmapped, or moved, meanwhile: in the latter case its pages go to where
-    /// it is now, which becomes known as soon as the event is read.
-    fn put_run_back(&self, run: Span) {
+    /// Whether the i-th page is in the slot, and still wanted.
+    fn is_to_go_back(&self, i: usize) -> bool {
+        let page = self.span.first_page() + PageCount::from_usize(i);
+        let is_away = self.sources[i].is_collected() && !self.in_place.contains(i);
+        is_away && !self.block.region.word(page).get().dropped
+    }
+
+    /// Puts the next run of pages back that are to go where they were, in one call.
+    fn put_next_back(&self, rest: Span) -> Option<(Span, Filled)> {
+        // What the program gave up, or moved, is marked; what it is about to, it does after.
+        let _held = self.block.process.source.hold();
+        let first = self.span.index_of(rest.first_page());
+        let words = self.block.region.words_in(self.span);
+        let stays = |i: usize| !words[first + i].get().unmapped;
+        let run = runs(rest, |i| self.is_to_go_back(first + i) && stays(i)).next()?;
+        let slot = self.slot_place(run.start());
+        Some((run, self.block.process.mover.put_back(run, slot)))
+    }
+
+    /// The page may have been unmapped, or protected, or moved, since it was taken: in the last case
+    /// it goes to where it is now, which becomes known as soon as the event is read.
+    fn put_page_back(&self, page: Span) {
         let process = self.block.process;
-        let first = self.span.index_of(run.first_page());
-        let sources = &self.sources[first..first + run.page_count().as_usize()];
-        let at = self.slot_place(run.start());
-        let Err(errno) = process.mover.put_back(run, at, sources) else {
-            return;
-        };
-        for _ in 0..MOVED_POLLS {
-            if let Some(moved) = process.events.moved_to(run) {
-                if let Err(errno) = process.mover.put_back(moved, at, sources) {
-                    process.report_lost(moved, errno);
+        let i = self.span.index_of(page.first_page());
+        let from = self.slot_place(page.start());
+        let is_there = matches!(self.sources[i], Source::Page(_));
+        let mut last = Errno::AGAIN;
+        for _ in 0..POLLS {
+            let held = process.source.hold();
+            let moved_to = process.events.moved_to(page);
+            let is_unmapped = self.block.region.word(page.first_page()).get().unmapped;
+            if !self.is_to_go_back(i) || !is_there || (is_unmapped && moved_to.is_none()) {
+                return;
+            }
+            let to = moved_to.unwrap_or(page);
+            let filled = match process.mover.put_back(to, from) {
+                refused if refused.errno == Some(Errno::INVAL) => {
+                    process.mover.fill_copy(to, from)
                 }
-                return;
+                filled => filled,
+            };
+            drop(held);
+            match filled.errno {
+                None => return,
+                Some(errno) => last = errno,
             }
-            if self.block.region.word(run.first_page()).get().unmapped {
-                return;
-            }
-            std::thread::sleep(MOVED_POLL);
+            std::thread::sleep(POLL);
         }
-        process.report_lost(run, errno);
+        process.report_lost(page, last);
     }
 }
 
-/// How often, and how soon, to look for the event that says what became of a run.
-const MOVED_POLLS: u32 = 10_000;
-const MOVED_POLL: Duration = Duration::from_micros(100);
+/// How often, and how soon, to look for the event that says what became of a page: a second.
+pub(crate) const POLLS: u32 = 10_000;
+pub(crate) const POLL: Duration = Duration::from_micros(100);
 
 impl Outbound for LinuxOutbound<'_> {
     fn span(&self) -> Span {
@@ -202,48 +247,102 @@ impl Outbound for LinuxOutbound<'_> {
     }
 
     fn commit(mut self, home: &mut dyn FnMut(usize) -> DevicePage) {
-        let process = self.block.process;
+        let (process, state) = (self.block.process, self.block.state());
         // Pages that were given up, or unmapped, meanwhile live nowhere.
         let mut freed = Freed::new(&process.memories);
-        for (i, page) in self.collected() {
+        let words = self.block.region.words_in(self.span).iter();
+        for (i, (word, page)) in words.zip(self.span.pages()).enumerate() {
+            if !self.sources[i].is_collected() {
+                continue;
+            }
             let device = home(i);
             process.memories.of(device).rmap.set(device.pfn, page);
-            if self.block.region.word(page).settle_device(device).is_err() {
+            if word.settle_device(device).is_err() {
                 freed.push(device);
             }
         }
         drop(freed);
-        process
-            .mover
-            .settle(self.span, self.sources(), self.block.state());
+        self.settle_in_place();
+        if state.expects_removes() {
+            // The events were read, but not yet told apart from those of the next removal.
+            process.source.fence();
+        }
+        state
+            .left_huge
+            .store(self.content == Content::Huge, Ordering::Relaxed);
         self.settled = true;
     }
 }
 
 impl Drop for LinuxOutbound<'_> {
     fn drop(&mut self) {
-        if self.settled {
-            self.leave_slot();
+        let content = if self.settled {
+            // The slot keeps its pages for the next block that comes home, if it has all of them.
+            self.content
         } else {
             self.put_back();
-            if let Some(slot) = &mut self.slot {
-                slot.leave(Leave::Dirty);
-            }
+            Content::Some
+        };
+        if let Some(slot) = &mut self.slot {
+            slot.holds(content);
         }
-        // Who touched a page meanwhile waits without a fault that was seen: wake always.
-        self.block.process.mover.wake(self.span);
     }
+}
+
+/// Some of the pages of a span, by their place in it.
+#[derive(Clone, Copy, Debug, Default)]
+struct PageSet([u64; PAGES_PER_BLOCK / 64]);
+
+impl PageSet {
+    fn insert(&mut self, pages: core::ops::Range<usize>) {
+        pages.for_each(|i| self.0[i / 64] |= 1 << (i % 64));
+    }
+
+    fn contains(&self, i: usize) -> bool {
+        self.0[i / 64] >> (i % 64) & 1 == 1
+    }
+}
+
+/// Where the pages of `run` are among those of `span`.
+fn indices(span: Span, run: Span) -> core::ops::Range<usize> {
+    let first = span.index_of(run.first_page());
+    first..first + run.page_count().as_usize()
+}
+
+/// The pieces of `span` whose pages are marked to be taken.
+fn marked_runs(words: &[PageWord], span: Span) -> impl Iterator<Item = Span> {
+    runs(span, |i| words[i].get().place == Place::Collected)
 }
 
 /// The longest pieces of `span` in which `is_in` holds for every page, by its place in the span.
 pub(crate) fn runs(span: Span, is_in: impl Fn(usize) -> bool) -> impl Iterator<Item = Span> {
-    let mut pages = span.pages().enumerate().peekable();
+    let (first, len) = (span.first_page(), span.page_count().as_usize());
+    let mut next = 0;
     iter::from_fn(move || {
-        let (_, first) = pages.find(|(i, _)| is_in(*i))?;
-        let mut run = Span::page_of(first.start());
-        while let Some((_, page)) = pages.next_if(|(i, _)| is_in(*i)) {
-            run = run.union(Span::page_of(page.start()));
-        }
-        Some(run)
+        let start = (next..len).find(|i| is_in(*i))?;
+        let end = (start..len).find(|i| !is_in(*i)).unwrap_or(len);
+        next = end;
+        let count = PageCount::from_usize(end - start);
+        Some(Span::of_pages(first + PageCount::from_usize(start), count))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_table() {
+        let span = Span::of_pages(VirtAddr::new(0x10_0000).page(), PageCount::new(6));
+        for (mask, want) in [
+            ([0, 0, 0, 0, 0, 0], vec![]),
+            ([1, 1, 1, 1, 1, 1], vec![(0, 6)]),
+            ([1, 0, 1, 1, 0, 1], vec![(0, 1), (2, 2), (5, 1)]),
+            ([0, 1, 1, 0, 0, 0], vec![(1, 2)]),
+        ] {
+            let found = runs(span, |i| mask[i] == 1);
+            let found = found.map(|run| (span.index_of(run.first_page()), run.page_count().get()));
+            assert_eq!(found.collect::<Vec<_>>(), want, "{mask:?}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ use crate::sys::procmap::VmaTable;
 use gpusvm_mm::{AddressSpace, FaultOutcome, Notifiers, Wanted};
 use gpusvm_sync::Mutex;
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
+use gpusvm_types::{ByteSize, PageCount, PageIndex, Span, VirtAddr};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -85,6 +85,11 @@ impl Process {
         Staging::max_idle()
     }
 
+    /// How many staging blocks migrations hold right now.
+    pub fn staging_in_use(&self) -> usize {
+        self.staging.in_use()
+    }
+
     /// Brings every page of `span` home, for a system call, or another process, to see them.
     /// Timeslices do not hold; leases are waited for.
     ///
@@ -102,14 +107,25 @@ impl Process {
         }
     }
 
+    /// Returns when everything that this thread did to mirrored mappings before is known, and done:
+    /// device pages of what it unmapped or dropped are given back, and no device maps them. For who
+    /// starts work on a device.
+    pub fn settle_events(&self) {
+        if !self.is_gone() {
+            self.source.fence();
+            self.events.sync();
+        }
+    }
+
     /// Ends it: what is on a device comes home, handlers end, nothing is registered any more. All
     /// ranges must be gone. What was adopted stays with its owner.
     pub fn stop(&self) {
         if self.stopping.load(Ordering::Acquire) || fork::is_child() {
             return;
         }
+        // What was unmapped is forgotten first.
+        self.settle_events();
         self.bring_all_home(Wanted::Asked);
-        self.events.sync();
         for part in self.regions.all() {
             self.unmirror(part.span);
         }
@@ -191,16 +207,15 @@ impl Process {
     pub(crate) fn settle_holes(&self, region: &Region, span: Span) {
         let is_dropped = |page| region.word(page).get().dropped;
         for page in span.pages().filter(|page| is_dropped(*page)) {
-            let span = Span::page_of(page.start());
-            let mut there = [crate::sys::pagemap::Region::EMPTY];
-            if self
-                .pages
-                .scan(span, &mut there)
-                .is_ok_and(|scanned| scanned.regions == 0)
-            {
+            if !self.is_in_ram(page) {
                 region.word(page).saw_hole();
             }
         }
+    }
+
+    /// Whether the page has something in RAM, as the kernel sees it.
+    pub(crate) fn is_in_ram(&self, page: PageIndex) -> bool {
+        !self.pages.is_absent(Span::page_of(page.start()))
     }
 
     fn thread(&self, thread: JoinHandle<()>) {

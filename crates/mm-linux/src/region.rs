@@ -14,15 +14,17 @@
 
 use crate::sys::futex;
 use crate::sys::map::{Mapping, Request};
-use gpusvm_mm::PageWord;
-use gpusvm_sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use gpusvm_types::{BLOCK_SHIFT, ByteSize, PageIndex, Span, VirtAddr};
+use gpusvm_mm::{ArmToken, PageWord};
+use gpusvm_sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use gpusvm_types::{BLOCK_SHIFT, ByteSize, PAGES_PER_BLOCK, PageIndex, Span, VirtAddr};
 use rustix::io::Errno;
 
 /// One mirrored mapping, as it was when it was made. Parts may be gone: see the region table.
 #[derive(Debug)]
 pub(crate) struct Region {
     span: Span,
+    /// Tells it from others that were at its address before.
+    token: ArmToken,
     // INVARIANT: zeroed at first, as long as the region has pages, and only ever used as words.
     words: Mapping,
     // INVARIANT: zeroed at first, as long as the region has blocks, and only ever used as states.
@@ -36,9 +38,15 @@ pub(crate) struct BlockState {
     lock: AtomicU32,
     /// How many ranges are in it. Changed with the block locked.
     pub(crate) armed: AtomicU32,
-    reserved: [AtomicU32; 2],
-    /// The span of a MADV_DONTNEED of our own that is under way: its event is not the program's.
-    own_remove: [AtomicU64; 2],
+    /// Whether touches of missing pages are caught: at least as long as it is armed, or a page is on
+    /// a device. Changed with the block locked.
+    pub(crate) registered: AtomicBool,
+    /// It left for a device as one huge page. Changed with the block locked.
+    pub(crate) left_huge: AtomicBool,
+    /// The thread that breaks the sharing of pages, with the block locked: it cannot wait for them.
+    breaker: AtomicI32,
+    /// Pages that a MADV_DONTNEED of our own drops: the first event of each is not the program's.
+    own_removes: [AtomicU64; PAGES_PER_BLOCK / 64],
 }
 
 const LOCKED: u32 = 1;
@@ -57,9 +65,15 @@ impl Region {
         let map = |size| Request::new(size).never_huge().dont_fork().map();
         Ok(Self {
             span,
+            token: next_token(),
             words: map(words)?,
             blocks: map(ByteSize::from_usize(blocks))?,
         })
+    }
+
+    /// Tells it from others that were at its address before.
+    pub(crate) fn token(&self) -> ArmToken {
+        self.token
     }
 
     /// What it covers.
@@ -72,6 +86,12 @@ impl Region {
         let first = self.words.as_ptr().cast::<PageWord>();
         // SAFETY: by the invariant; all-zero bytes are a word, and words are atomic.
         unsafe { core::slice::from_raw_parts(first, self.span.page_count().as_usize()) }
+    }
+
+    /// The words of the pages of a span inside.
+    pub(crate) fn words_in(&self, span: Span) -> &[PageWord] {
+        let first = self.span.index_of(span.first_page());
+        &self.words()[first..first + span.page_count().as_usize()]
     }
 
     /// The word of a page inside.
@@ -93,6 +113,11 @@ impl Region {
         // SAFETY: by the invariant; all-zero bytes are a state, and states are atomics.
         unsafe { core::slice::from_raw_parts(first, count) }
     }
+}
+
+fn next_token() -> ArmToken {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    ArmToken(NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 impl BlockState {
@@ -139,20 +164,48 @@ impl BlockState {
             .is_ok()
     }
 
-    /// The event of a removal of `span` is on its way, and it is our own. With the block locked.
-    pub(crate) fn expect_remove(&self, span: Span) {
-        self.own_remove[1].store(span.end().get(), Ordering::Relaxed);
-        self.own_remove[0].store(span.start().get(), Ordering::Release);
+    /// Pages of `span` are about to be removed by us. With the block locked.
+    pub(crate) fn expect_removes(&self, span: Span) {
+        for page in span.pages() {
+            let (word, bit) = Self::place_of(page);
+            self.own_removes[word].fetch_or(bit, Ordering::AcqRel);
+        }
     }
 
-    /// Whether an event is the expected one, which is then no longer expected. Should the program
-    /// remove the same span at the same time, the two events are as good as each other.
-    pub(crate) fn is_own_remove(&self, span: Span) -> bool {
-        let (start, end) = (span.start().get(), span.end().get());
-        self.own_remove[1].load(Ordering::Relaxed) == end
-            && self.own_remove[0]
-                .compare_exchange(start, 0, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+    /// Whether the removal of a page was expected, which it then is no longer. Should the program
+    /// remove the same page at the same time, the two removals are as good as each other: the second
+    /// counts.
+    pub(crate) fn take_own_remove(&self, page: PageIndex) -> bool {
+        let (word, bit) = Self::place_of(page);
+        let word = &self.own_removes[word];
+        word.load(Ordering::Relaxed) & bit != 0
+            && word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+    }
+
+    /// Whether events of removals are still expected.
+    pub(crate) fn expects_removes(&self) -> bool {
+        self.own_removes
+            .iter()
+            .any(|pages| pages.load(Ordering::Acquire) != 0)
+    }
+
+    fn place_of(page: PageIndex) -> (usize, u64) {
+        let in_block = Span::block_of(page.start()).index_of(page);
+        (in_block / 64, 1 << (in_block % 64))
+    }
+
+    /// Breaks the sharing of pages by `act`, which touches them on this thread. Pages that are
+    /// dropped meanwhile are filled at once, because nobody else will.
+    pub(crate) fn breaking_sharing<T>(&self, act: impl FnOnce() -> T) -> T {
+        self.breaker.store(futex::gettid(), Ordering::Release);
+        let result = act();
+        self.breaker.store(0, Ordering::Release);
+        result
+    }
+
+    /// Whether it is this thread that breaks the sharing of pages.
+    pub(crate) fn is_breaker(&self, tid: i32) -> bool {
+        tid != 0 && self.breaker.load(Ordering::Acquire) == tid
     }
 
     /// Unlocks the block. Whether a fault was seen meanwhile.
@@ -204,12 +257,13 @@ mod tests {
     #[test]
     fn an_own_removal_is_recognised_once() {
         let block = BlockState::default();
-        let span = Span::page_of(VirtAddr::new(0x7000));
-        assert!(!block.is_own_remove(span));
-        block.expect_remove(span);
-        assert!(!block.is_own_remove(Span::page_of(VirtAddr::new(0x8000))));
-        assert!(block.is_own_remove(span));
-        assert!(!block.is_own_remove(span));
+        let page = |p: u64| PageIndex::new(p);
+        assert!(!block.take_own_remove(page(7)));
+        block.expect_removes(Span::of_pages(page(7), gpusvm_types::PageCount::new(2)));
+        assert!(!block.take_own_remove(page(6)));
+        assert!(block.take_own_remove(page(7)));
+        assert!(!block.take_own_remove(page(7)));
+        assert!(block.take_own_remove(page(8)));
     }
 
     #[test]

@@ -1,13 +1,24 @@
 //! Where pages are between homes: a pool of 2 MiB slots.
 //!
 //! ```text
-//!   Empty ---- pages of the program move in ----> (held) ---- all of them stay ----> Warm
-//!     ^                                                                               |
-//!     +--------- pages move out, to the program --- (held) <------- filled by a copy -+
+//!   Clean --- a huge page moves in ---> (held) --- it stays ---> Huge   the next huge block arrives
+//!     ^                                                           |     in it
+//!     +------- it moves on, to the program --- (held) <-----------+
+//!
+//!   Table --- base pages move in -----> (held) --- all stay ---> Base   the same of base pages
+//!     ^                                                           |
+//!     +------- they move on, to the program -- (held) <-----------+
 //! ```
 //!
 //! A block that left for a device leaves its pages behind, and they are what the next block that comes
 //! home arrives in. In steady state the kernel zeroes nothing and frees nothing.
+//!
+//! # Huge and base pages are kept apart
+//!
+//! Base pages leave an empty page table behind when they move on. A huge page that moves to where
+//! such a table is gets split, which costs three times as much as copying it. So a slot knows whether
+//! a table is there; dropping pages takes the table away on kernels that reclaim page tables
+//! (Linux 6.14), and elsewhere huge pages that arrive there are split, and work.
 //!
 //! # Locking
 //!
@@ -32,23 +43,48 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Staging {
     area: Mapping,
-    /// Where fresh pages are born: not registered, so that touching it is an ordinary fault.
-    nursery: Mutex<Mapping>,
-    free: Mutex<Free>,
+    nurseries: Nurseries,
+    slots: Mutex<[State; SLOTS]>,
     returned: Condvar,
 }
 
-/// Slots by state; fixed arrays used as stacks.
+/// Where fresh pages are born: not registered, so that touching them is an ordinary fault.
 #[derive(Debug)]
-struct Free {
-    empty: Stack,
-    warm: Stack,
+struct Nurseries {
+    huge: Mutex<Mapping>,
+    base: Mutex<Mapping>,
 }
 
-#[derive(Debug)]
-struct Stack {
-    slots: [usize; SLOTS],
-    len: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Held,
+    Free(Content),
+}
+
+/// What a slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Nothing, not even a page table.
+    Clean,
+    /// An empty page table.
+    Table,
+    /// All its pages, as one.
+    Huge,
+    /// All its pages, one by one.
+    Base,
+    /// Some pages.
+    Some,
+}
+
+/// What pages are wanted in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// One huge page, to be moved on.
+    Huge,
+    /// Base pages, to be moved on.
+    Base,
+    /// Any, to be copied from.
+    Any,
 }
 
 /// A slot that somebody holds.
@@ -56,29 +92,20 @@ struct Stack {
 pub(crate) struct Slot<'a> {
     staging: &'a Staging,
     index: usize,
-    state: Leave,
-}
-
-/// What a slot holds when it goes back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Leave {
-    /// No page.
-    Empty,
-    /// All its pages.
-    Warm,
-    /// Some pages.
-    Dirty,
+    content: Content,
 }
 
 impl Staging {
-    /// Reserves the pool.
+    /// Reserves the pool. With `forked`, children of fork get copies of it, because parts of it may
+    /// become memory of the program.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(thp: Thp) -> Result<Self, Errno> {
+    pub(crate) fn new(thp: Thp, forked: bool) -> Result<Self, Errno> {
         let request = |size| {
-            let request = Request::new(size).aligned().dont_fork();
+            let request = Request::new(size).aligned();
+            let request = if forked { request } else { request.dont_fork() };
             if thp == Thp::Never {
                 request
             } else {
@@ -86,22 +113,14 @@ impl Staging {
             }
         };
         let slots = u64::try_from(SLOTS).unwrap_or(u64::MAX);
-        let mut empty = Stack {
-            slots: [0; SLOTS],
-            len: 0,
-        };
-        (0..SLOTS).rev().for_each(|slot| empty.push(slot));
-        let free = Free {
-            empty,
-            warm: Stack {
-                slots: [0; SLOTS],
-                len: 0,
-            },
-        };
+        let base = Request::new(BLOCK_SIZE).aligned().never_huge().dont_fork();
         Ok(Self {
             area: request(ByteSize::new(BLOCK_SIZE.get() * slots)).map()?,
-            nursery: Mutex::new(request(BLOCK_SIZE).map()?),
-            free: Mutex::new(free),
+            nurseries: Nurseries {
+                huge: Mutex::new(request(BLOCK_SIZE).map()?),
+                base: Mutex::new(base.map()?),
+            },
+            slots: Mutex::new([State::Free(Content::Clean); SLOTS]),
             returned: Condvar::new(),
         })
     }
@@ -116,56 +135,81 @@ impl Staging {
         ByteSize::new(BLOCK_SIZE.get() * MAX_WARM as u64)
     }
 
-    /// A slot without pages. `None` when none came back in time.
-    pub(crate) fn take_empty(&self) -> Option<Slot<'_>> {
-        let (index, warm) = self.take(|free| match free.empty.pop() {
-            Some(slot) => Some((slot, false)),
-            None => free.warm.pop().map(|slot| (slot, true)),
+    /// How many slots somebody holds.
+    pub(crate) fn in_use(&self) -> usize {
+        let slots = self.slots.lock();
+        slots.iter().filter(|slot| **slot == State::Held).count()
+    }
+
+    /// A slot without pages, fit for a huge page or for base pages. `None` when none came back in
+    /// time.
+    pub(crate) fn take_empty(&self, huge: bool) -> Option<Slot<'_>> {
+        let mut slot = self.take(if huge {
+            [Content::Clean, Content::Table, Content::Base, Content::Huge]
+        } else {
+            [Content::Table, Content::Clean, Content::Base, Content::Huge]
         })?;
-        let slot = Slot {
-            staging: self,
-            index,
-            state: Leave::Dirty,
-        };
-        if warm {
-            slot.discard();
+        match slot.content {
+            Content::Clean => {}
+            Content::Table if !huge => {}
+            _ => slot.discard(),
         }
         Some(slot)
     }
 
     /// A slot with all its pages, their contents anything; `warm_up` moves fresh pages, which are
-    /// at its first argument, to its second. `None` when none came back in time.
+    /// at its first argument, to its second. `None` when none came back in time, or there is no
+    /// memory.
     pub(crate) fn take_warm(
         &self,
+        want: Want,
         warm_up: impl FnOnce(Span, VirtAddr) -> Result<(), Errno>,
     ) -> Option<Slot<'_>> {
-        let (index, warm) = self.take(|free| match free.warm.pop() {
-            Some(slot) => Some((slot, true)),
-            None => free.empty.pop().map(|slot| (slot, false)),
+        let mut slot = self.take(match want {
+            Want::Huge => [Content::Huge, Content::Clean, Content::Table, Content::Base],
+            Want::Base => [Content::Base, Content::Table, Content::Clean, Content::Huge],
+            Want::Any => [Content::Base, Content::Huge, Content::Clean, Content::Table],
         })?;
-        let slot = Slot {
-            staging: self,
-            index,
-            state: Leave::Dirty,
+        let (nursery, fresh) = match want {
+            Want::Huge | Want::Any => (&self.nurseries.huge, Content::Huge),
+            Want::Base => (&self.nurseries.base, Content::Base),
         };
-        if !warm {
-            let nursery = self.nursery.lock();
-            map::populate_write(nursery.span()).ok()?;
-            warm_up(nursery.span(), slot.start()).ok()?;
+        match (want, slot.content) {
+            (_, Content::Huge) | (Want::Base | Want::Any, Content::Base) => return Some(slot),
+            (_, Content::Clean) | (Want::Base, Content::Table) => {}
+            _ => slot.discard(),
         }
+        slot.content = Content::Some;
+        let nursery = nursery.lock();
+        map::populate(nursery.span()).ok()?;
+        warm_up(nursery.span(), slot.start()).ok()?;
+        slot.content = fresh;
         Some(slot)
     }
 
-    fn take<T>(&self, pick: impl Fn(&mut Free) -> Option<T>) -> Option<T> {
-        let mut free = self.free.lock();
+    /// Takes a slot of the first of these kinds that there is.
+    fn take(&self, kinds: [Content; 4]) -> Option<Slot<'_>> {
+        let pick = |slots: &mut [State; SLOTS]| {
+            let find = |kind| slots.iter().position(|slot| *slot == State::Free(kind));
+            let (index, content) = kinds
+                .into_iter()
+                .find_map(|kind| find(kind).map(|index| (index, kind)))?;
+            slots[index] = State::Held;
+            Some(Slot {
+                staging: self,
+                index,
+                content,
+            })
+        };
+        let mut slots = self.slots.lock();
         loop {
-            if let Some(picked) = pick(&mut free) {
+            if let Some(picked) = pick(&mut slots) {
                 return Some(picked);
             }
-            let (again, timed_out) = self.returned.wait_timeout(free, PATIENCE);
-            free = again;
+            let (again, timed_out) = self.returned.wait_timeout(slots, PATIENCE);
+            slots = again;
             if timed_out {
-                return pick(&mut free);
+                return pick(&mut slots);
             }
         }
     }
@@ -187,9 +231,14 @@ impl Slot<'_> {
         DmaAddr::new(self.place_of(at).get())
     }
 
-    /// Says what the slot holds, before it goes back.
-    pub(crate) fn leave(&mut self, state: Leave) {
-        self.state = state;
+    /// What it holds, as far as is known.
+    pub(crate) fn content(&self) -> Content {
+        self.content
+    }
+
+    /// Says what it holds.
+    pub(crate) fn holds(&mut self, content: Content) {
+        self.content = content;
     }
 
     fn start(&self) -> VirtAddr {
@@ -197,43 +246,32 @@ impl Slot<'_> {
         self.staging.area.span().start() + ByteSize::new(BLOCK_SIZE.get() * before)
     }
 
-    fn discard(&self) {
+    fn discard(&mut self) {
         // SAFETY: the slot is ours, and nobody relies on the bytes of a slot that is given up.
         let discarded = unsafe { map::discard(self.span()) };
         debug_assert!(discarded.is_ok(), "discard of a slot: {discarded:?}");
+        self.content = Content::Clean;
     }
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        let keep = self.state == Leave::Warm && {
-            // Only a hint: the count is looked at again below.
-            self.staging.free.lock().warm.len < MAX_WARM
+        let is_warm = |state: &State| {
+            matches!(state, State::Free(Content::Huge | Content::Base))
         };
-        if !keep && self.state != Leave::Empty {
+        let keep = match self.content {
+            Content::Clean | Content::Table => true,
+            // Only a hint: several at once may each find room, and all be kept.
+            Content::Huge | Content::Base => {
+                self.staging.slots.lock().iter().filter(|slot| is_warm(slot)).count() < MAX_WARM
+            }
+            Content::Some => false,
+        };
+        if !keep {
             self.discard();
         }
-        let mut free = self.staging.free.lock();
-        let stack = if keep {
-            &mut free.warm
-        } else {
-            &mut free.empty
-        };
-        stack.push(self.index);
-        drop(free);
+        self.staging.slots.lock()[self.index] = State::Free(self.content);
         self.staging.returned.notify_one();
-    }
-}
-
-impl Stack {
-    fn push(&mut self, slot: usize) {
-        self.slots[self.len] = slot;
-        self.len += 1;
-    }
-
-    fn pop(&mut self) -> Option<usize> {
-        self.len = self.len.checked_sub(1)?;
-        Some(self.slots[self.len])
     }
 }
 
@@ -241,31 +279,71 @@ impl Stack {
 mod tests {
     use super::*;
 
+    fn pool() -> Staging {
+        Staging::new(Thp::read(), false).unwrap()
+    }
+
+    fn count(staging: &Staging, content: Content) -> usize {
+        let slots = staging.slots.lock();
+        slots.iter().filter(|slot| **slot == State::Free(content)).count()
+    }
+
     #[test]
     fn slots_come_back_as_they_were_left() {
-        let staging = Staging::new(Thp::read()).unwrap();
-        let mut slot = staging.take_empty().unwrap();
-        map::populate_write(slot.span()).unwrap();
-        slot.leave(Leave::Warm);
+        let staging = pool();
+        for (content, want) in [(Content::Huge, Want::Huge), (Content::Base, Want::Base)] {
+            let mut slot = staging.take_empty(false).unwrap();
+            map::populate(slot.span()).unwrap();
+            slot.holds(content);
+            let place = slot.span();
+            drop(slot);
+            let warm = staging
+                .take_warm(want, |_, _| panic!("a warm one is there"))
+                .unwrap();
+            assert_eq!((warm.span(), warm.content()), (place, content));
+        }
+    }
+
+    #[test]
+    fn a_slot_with_a_table_is_for_base_pages_first() {
+        let staging = pool();
+        let mut slot = staging.take_empty(false).unwrap();
+        slot.holds(Content::Table);
         let place = slot.span();
         drop(slot);
-        let warm = staging
-            .take_warm(|_, _| panic!("a warm one is there"))
-            .unwrap();
-        assert_eq!(warm.span(), place);
+        assert_ne!(staging.take_empty(true).unwrap().span(), place);
+        assert_eq!(staging.take_empty(false).unwrap().span(), place);
+    }
+
+    #[test]
+    fn a_slot_of_the_wrong_kind_is_emptied_rather_than_split() {
+        let staging = pool();
+        let mut held: Vec<_> = (0..SLOTS).filter_map(|_| staging.take_empty(false)).collect();
+        let mut last = held.pop().unwrap();
+        last.holds(Content::Base);
+        drop(last);
+        let mut fresh = false;
+        let slot = staging.take_warm(Want::Huge, |_, _| {
+            fresh = true;
+            Ok(())
+        });
+        assert_eq!(slot.map(|slot| slot.content()), Some(Content::Huge));
+        assert!(fresh);
     }
 
     #[test]
     fn no_more_warm_slots_are_kept_than_said() {
-        let staging = Staging::new(Thp::read()).unwrap();
+        let staging = pool();
         let held: Vec<_> = (0..MAX_WARM + 2)
-            .filter_map(|_| staging.take_empty())
+            .filter_map(|_| staging.take_empty(true))
             .collect();
+        assert_eq!(staging.in_use(), MAX_WARM + 2);
         for mut slot in held {
-            slot.leave(Leave::Warm);
+            slot.holds(Content::Huge);
         }
         // Dropped one after the other at the end of each pass.
-        assert_eq!(staging.free.lock().warm.len, MAX_WARM);
-        assert_eq!(staging.free.lock().empty.len, SLOTS - MAX_WARM);
+        assert_eq!(count(&staging, Content::Huge), MAX_WARM);
+        assert_eq!(count(&staging, Content::Clean), SLOTS - MAX_WARM);
+        assert_eq!(staging.in_use(), 0);
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!                take_out                    settle                 fill
-//!   moving    UFFDIO_MOVE to the slot         -             UFFDIO_MOVE from the slot
+//!   moving    UFFDIO_MOVE to the slot         -             UFFDIO_MOVE or COPY from the slot
 //!   copying   write-protect, leave in place   DONTNEED      UFFDIO_COPY from the slot
 //!   remapping mprotect, mremap to the slot    -             mremap from the slot
 //! ```
 //!
-//! All work on *runs*: pages of one block, one after the other, with the block locked.
+//! All work on *runs*: pages of one block, one after the other, with the block locked. A call that
+//! fills says how far it came; what to do about the rest is the caller's to decide, who knows what
+//! became of the pages meanwhile.
 
 mod uffd; // rungs 1, 2 and 3
 mod remap; // rung 4
@@ -17,7 +19,7 @@ pub(crate) use uffd::UffdMover;
 
 use crate::region::BlockState;
 use gpusvm_mm::Source;
-use gpusvm_types::{Span, VirtAddr};
+use gpusvm_types::{ByteSize, Span, VirtAddr};
 use rustix::io::Errno;
 
 /// How pages are taken out and put back.
@@ -31,26 +33,44 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
     /// Whether pages that are taken out go to the slot.
     fn takes_to_slot(&self) -> bool;
 
+    /// Whether the page is part of a huge page, as far as can be told: a hint.
+    fn is_huge(&self, page: Span) -> bool;
+
     /// Takes the pages of `run` out: to `slot`, where its place in the slot is, or out of the reach
     /// of writers only. Says for each page what became of it.
     ///
     /// On an error nothing was taken.
-    fn take_out(&self, run: Span, slot: VirtAddr, sources: &mut [Source]) -> Result<(), Errno>;
+    fn take_out(
+        &self,
+        run: Span,
+        slot: VirtAddr,
+        sources: &mut [Source],
+        block: &BlockState,
+    ) -> Result<Taken, Errno>;
 
-    /// Pages that were taken out live elsewhere now: what is left of them here goes.
-    fn settle(&self, run: Span, sources: &[Source], block: &BlockState);
+    /// Pages that were taken in place live elsewhere now: what is left of them here goes.
+    fn settle(&self, run: Span, block: &BlockState);
 
-    /// Pages that were taken out come back.
-    fn put_back(&self, run: Span, slot: VirtAddr, sources: &[Source]) -> Result<(), Errno>;
+    /// Pages that were taken in place are writers' again.
+    fn release(&self, run: Span);
 
-    /// The pages of `run`, which are missing, get what is at `slot`.
-    fn fill(&self, run: Span, slot: VirtAddr) -> Result<Filled, Errno>;
+    /// Pages that were taken to the slot come back; holes among them stay holes.
+    fn put_back(&self, run: Span, slot: VirtAddr) -> Filled;
+
+    /// The pages of `run`, which are missing, get what is at `slot`, where all of it is.
+    fn fill(&self, run: Span, slot: VirtAddr) -> Filled;
+
+    /// As `fill`, by a copy where there is a choice.
+    fn fill_copy(&self, run: Span, slot: VirtAddr) -> Filled;
+
+    /// Whether `fill` takes the pages of a slot away for a run of this length.
+    fn moves_in(&self, len: ByteSize) -> bool;
 
     /// Fresh pages at `from` move to `to`, which is in a slot.
     fn warm_up(&self, from: Span, to: VirtAddr) -> Result<(), Errno>;
 
-    /// The pages of `run` that are missing become zeroes.
-    fn zero_fill(&self, run: Span);
+    /// The pages of `run` that are missing become zeroes. Whether any was missing.
+    fn zero_fill(&self, run: Span) -> bool;
 
     /// Who waits for a page of `span` tries again.
     fn wake(&self, span: Span);
@@ -59,13 +79,28 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
     fn poison(&self, page: Span);
 }
 
-/// What became of the pages of the slot that were filled in.
+/// How pages were taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Filled {
-    /// They went.
-    Moved,
-    /// They are still there.
-    Copied,
+pub(crate) enum Taken {
+    /// They are in the slot; as one huge page, or one by one.
+    Moved {
+        /// As one.
+        huge: bool,
+    },
+    /// They are where they were, and nobody can write them.
+    InPlace,
+}
+
+/// How far a fill came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Filled {
+    /// What was filled, from the start on.
+    pub(crate) done: ByteSize,
+    /// Whether the pages of the slot went, as opposed to being copied.
+    pub(crate) moved: bool,
+    /// Why no more was filled. `AGAIN`: events must be read first.
+    pub(crate) errno: Option<Errno>,
 }
 
 /// The pages of the slot at `at`, as long as `run`.

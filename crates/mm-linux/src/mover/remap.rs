@@ -9,12 +9,12 @@
 //! A touch of a closed page is a SIGSEGV; the handler of `gpusvm-guarded` lets the thread sleep until
 //! the page is home. Holes are not told from pages: what was never touched is copied as zeroes.
 
-use super::{Filled, Mover, slot_run};
+use super::{Filled, Mover, Taken, slot_run};
 use crate::region::BlockState;
 use crate::source::signals;
-use crate::sys::map::{self, Source as RemapSource};
+use crate::sys::map;
 use gpusvm_mm::Source;
-use gpusvm_types::{DmaAddr, PageCount, Span, VirtAddr};
+use gpusvm_types::{ByteSize, DmaAddr, PageCount, Span, VirtAddr};
 use rustix::io::Errno;
 use rustix::mm::MprotectFlags;
 
@@ -35,15 +35,28 @@ impl Mover for Remapper {
         true
     }
 
-    fn take_out(&self, run: Span, slot: VirtAddr, sources: &mut [Source]) -> Result<(), Errno> {
+    fn is_huge(&self, _: Span) -> bool {
+        // Tables move with the mapping: there is no difference.
+        false
+    }
+
+    fn take_out(
+        &self,
+        run: Span,
+        slot: VirtAddr,
+        sources: &mut [Source],
+        _: &BlockState,
+    ) -> Result<Taken, Errno> {
         // SAFETY: who touches the run from now on sleeps in the handler until it is open again.
         unsafe { map::protect(run, MprotectFlags::empty()) }?;
         // SAFETY: nobody can touch the run, and the slot is ours and empty.
         let moved = unsafe { remap(run, slot) };
-        if let Err(errno) = moved {
+        if let Some(errno) = moved.errno {
             // What moved before the failure comes back; what did not is opened.
-            // SAFETY: as above, the other way round.
-            let _ = unsafe { remap(slot_run(run, slot), run.start()) };
+            if let Ok(moved) = Span::from_len(slot, moved.done) {
+                // SAFETY: as above, the other way round.
+                let _ = unsafe { remap(moved, run.start()) };
+            }
             // SAFETY: opens what was open.
             unsafe { map::protect(run, OPEN) }?;
             return Err(errno);
@@ -54,20 +67,30 @@ impl Mover for Remapper {
             let place = slot + page.start().offset_from(run.start());
             *source = Source::Page(DmaAddr::new(place.get()));
         }
-        Ok(())
+        Ok(Taken::Moved { huge: false })
     }
 
-    fn settle(&self, _: Span, _: &[Source], _: &BlockState) {}
+    fn settle(&self, _: Span, _: &BlockState) {}
 
-    fn put_back(&self, run: Span, slot: VirtAddr, _: &[Source]) -> Result<(), Errno> {
-        self.fill(run, slot).map(drop)
+    fn release(&self, _: Span) {}
+
+    fn put_back(&self, run: Span, slot: VirtAddr) -> Filled {
+        self.fill(run, slot)
     }
 
-    fn fill(&self, run: Span, slot: VirtAddr) -> Result<Filled, Errno> {
+    fn fill(&self, run: Span, slot: VirtAddr) -> Filled {
         // SAFETY: the slot holds what the pages are to become; the run is closed, without pages.
-        unsafe { remap(slot_run(run, slot), run.start()) }?;
+        let filled = unsafe { remap(slot_run(run, slot), run.start()) };
         self.wake(run);
-        Ok(Filled::Moved)
+        filled
+    }
+
+    fn fill_copy(&self, run: Span, slot: VirtAddr) -> Filled {
+        self.fill(run, slot)
+    }
+
+    fn moves_in(&self, _: ByteSize) -> bool {
+        true
     }
 
     fn warm_up(&self, _: Span, _: VirtAddr) -> Result<(), Errno> {
@@ -75,9 +98,10 @@ impl Mover for Remapper {
         Ok(())
     }
 
-    fn zero_fill(&self, run: Span) {
+    fn zero_fill(&self, run: Span) -> bool {
         // Missing pages of open memory are the kernel's own to fill.
         self.wake(run);
+        false
     }
 
     fn wake(&self, span: Span) {
@@ -95,17 +119,27 @@ impl Mover for Remapper {
 /// # Safety
 ///
 /// As [`map::remap_fixed`].
-unsafe fn remap(from: Span, to: VirtAddr) -> Result<(), Errno> {
+unsafe fn remap(from: Span, to: VirtAddr) -> Filled {
+    let filled = |done, errno| Filled {
+        done,
+        moved: true,
+        errno,
+    };
     // SAFETY: as the caller promises.
-    match unsafe { map::remap_fixed(from, to, RemapSource::Kept) } {
+    match unsafe { map::remap_fixed(from, to) } {
+        Ok(()) => return filled(from.len(), None),
         Err(Errno::FAULT | Errno::INVAL) if from.page_count() > PageCount::ONE => {}
-        result => return result,
+        Err(errno) => return filled(ByteSize::ZERO, Some(errno)),
     }
     let half = PageCount::new(from.page_count().get() / 2);
     let low = Span::of_pages(from.first_page(), half);
     let high = Span::new(low.end(), from.end()).expect("a run of two pages and up has two halves");
     // SAFETY: as the caller promises.
-    unsafe { remap(low, to) }?;
+    let first = unsafe { remap(low, to) };
+    if first.errno.is_some() {
+        return first;
+    }
     // SAFETY: as the caller promises.
-    unsafe { remap(high, to + low.len()) }
+    let second = unsafe { remap(high, to + low.len()) };
+    filled(first.done + second.done, second.errno)
 }

@@ -4,20 +4,25 @@
 //! program's memory, which reports faults and events, and one for the staging area, which nobody
 //! ever reads because nobody ever touches a missing page there.
 
-use super::{Filled, Mover, slot_run};
+use super::{Filled, Mover, Taken, slot_run};
 use crate::region::BlockState;
 use crate::sys::map;
 use crate::sys::pagemap::{Categories, PageMap, Region as PageRegion};
 use crate::sys::uffd::{CopyFlags, Features, MoveFlags, Progress, RegisterModes, Uffd};
+use core::time::Duration;
 use gpusvm_mm::{KeptReason, Source};
 use gpusvm_sync::Arc;
-use gpusvm_types::{ByteSize, DmaAddr, PAGE_SIZE, Span, VirtAddr};
+use gpusvm_types::{BLOCK_SIZE, ByteSize, DmaAddr, PAGE_SIZE, Span, VirtAddr};
 use rustix::io::Errno;
+use rustix::mm::MprotectFlags;
 
-/// How often a system call is made again because mappings were changing.
-const MAX_AGAIN: u32 = 10_000;
-/// Runs up to this long are copied in: one MOVE per page is slower.
-const COPY_UP_TO: ByteSize = ByteSize::kib(64);
+/// How often a call that says `EAGAIN` is made again by and by: about a second.
+const PATIENT: u32 = 10_000;
+/// As often as it takes to find out that it will not do to wait here.
+const HASTY: u32 = 3;
+/// How many of the tries only yield.
+const YIELDS: u32 = 64;
+const NAP: Duration = Duration::from_micros(100);
 
 /// Pages by userfaultfd.
 #[derive(Debug)]
@@ -46,85 +51,138 @@ impl UffdMover {
         run: Span,
         slot: VirtAddr,
         sources: &mut [Source],
-    ) -> Result<(), Errno> {
-        let flags = MoveFlags {
-            allow_holes: true,
-            dont_wake: true,
-        };
+        block: &BlockState,
+    ) -> Result<Taken, Errno> {
         let mut rest = Some(run);
         let mut broke_sharing = None;
         while let Some(left) = rest {
             let to = slot + left.start().offset_from(run.start());
-            // SAFETY: the block is locked, so whoever touches a page of it waits until it is put
-            // back or settled; the slot is ours and empty there.
-            let moved = again(|done| unsafe {
-                staging.move_pages(to + done, left.start() + done, left.len() - done, flags)
-            });
+            let moved = self.move_to_slot(staging, left, to);
             rest = Span::new(left.start() + moved.done, left.end()).ok();
-            let Some(errno) = moved.errno else { continue };
-            let Some(stuck) = rest.map(|rest| Span::page_of(rest.start())) else {
+            let (Some(errno), Some(left)) = (moved.errno, rest) else {
                 break;
             };
+            let stuck = Span::page_of(left.start());
+            let source = &mut sources[run.index_of(stuck.first_page())];
             match errno {
                 // Shared with a child of fork: a write makes it ours. Pinned: it stays.
                 Errno::BUSY if broke_sharing != Some(stuck) => {
                     broke_sharing = Some(stuck);
-                    let _ = map::populate_write(stuck);
+                    self.break_sharing(left, block);
+                    continue;
                 }
-                Errno::BUSY => {
-                    sources[run.index_of(stuck.first_page())] = Source::Kept(KeptReason::Busy);
-                    rest = Span::new(stuck.end(), left.end()).ok();
-                }
-                Errno::NOENT | Errno::FAULT => {
-                    sources[run.index_of(stuck.first_page())] = Source::Kept(KeptReason::Unmapped);
-                    rest = Span::new(stuck.end(), left.end()).ok();
-                }
-                errno => {
+                Errno::BUSY => *source = Source::Kept(KeptReason::Busy),
+                Errno::NOENT | Errno::FAULT => *source = Source::Kept(KeptReason::Unmapped),
+                // A kind of memory that does not move: read-only, locked, several mappings.
+                Errno::INVAL if left == run => return self.protect_in_place(run, sources),
+                errno if left == run => return Err(errno),
+                _ => {
                     let first = run.index_of(stuck.first_page());
-                    return self.undo_or_copy(run, slot, sources, first, errno);
+                    sources[first..].fill(Source::Kept(KeptReason::Busy));
+                    break;
                 }
             }
+            rest = Span::new(stuck.end(), left.end()).ok();
         }
-        self.note_holes(slot_run(run, slot), slot, sources)
+        match self.note_holes(slot_run(run, slot), sources) {
+            Ok(huge) => Ok(Taken::Moved { huge }),
+            Err(errno) => {
+                let _ = self.put_back(run, slot);
+                Err(errno)
+            }
+        }
     }
 
-    /// A kind of memory that does not move, found at the `first`-th page: read-only, locked. What
-    /// did move goes back, and the run is copied.
-    fn undo_or_copy(
+    fn move_to_slot(&self, staging: &Uffd, from: Span, to: VirtAddr) -> Progress {
+        let flags = MoveFlags {
+            allow_holes: true,
+            dont_wake: true,
+        };
+        // SAFETY: the block is locked, so whoever touches a page of it waits until it is put back
+        // or settled; or it is the nursery's. The slot is ours and empty there.
+        unsafe { self.move_all(staging, from, to, flags, PATIENT) }
+    }
+
+    /// Moves as far as it goes.
+    ///
+    /// Linux 6.18 can move base pages and not say so: after a race that it resolves by itself it tries
+    /// them once more, and reports `EEXIST` for what it has just put there. A page that is gone at its
+    /// old place has moved, whatever is said.
+    ///
+    /// # Safety
+    ///
+    /// As [`Uffd::move_pages`].
+    unsafe fn move_all(
         &self,
-        run: Span,
-        slot: VirtAddr,
-        sources: &mut [Source],
-        first: usize,
-        errno: Errno,
-    ) -> Result<(), Errno> {
-        for source in &mut sources[first..] {
-            *source = Source::Kept(KeptReason::Busy);
+        to_fd: &Uffd,
+        from: Span,
+        to: VirtAddr,
+        flags: MoveFlags,
+        patience: u32,
+    ) -> Progress {
+        let mut done = ByteSize::ZERO;
+        loop {
+            let moved = again(patience, |more| {
+                let done = done + more;
+                // SAFETY: as the caller promises.
+                unsafe { to_fd.move_pages(to + done, from.start() + done, from.len() - done, flags) }
+            });
+            done += moved.done;
+            let next = Span::page_of(from.start() + done);
+            let is_gone = || self.pages.is_absent(next);
+            if moved.errno != Some(Errno::EXIST) || !is_gone() {
+                let errno = moved.errno;
+                return Progress { done, errno };
+            }
+            done += PAGE_SIZE;
+            if done == from.len() {
+                return Progress { done, errno: None };
+            }
         }
-        self.note_holes(slot_run(run, slot), slot, sources)?;
-        self.put_back(run, slot, sources)?;
-        if errno != Errno::INVAL {
-            return Err(errno);
-        }
-        self.protect_in_place(run, sources)
+    }
+
+    /// Makes the pages that are there at the start of `left` the process' own.
+    fn break_sharing(&self, left: Span, block: &BlockState) {
+        let mut there = [PageRegion::EMPTY];
+        // Holes must stay holes: only as far as pages are.
+        let extent = match self.pages.scan(left, &mut there) {
+            Ok(scanned) if scanned.regions == 1 => Span::new(there[0].start, there[0].end).ok(),
+            _ => None,
+        };
+        let extent = extent.and_then(|extent| extent.intersection(left));
+        let extent = extent.unwrap_or_else(|| Span::page_of(left.start()));
+        // Should it fail, the page says so once more, and is kept.
+        let _ = block.breaking_sharing(|| map::populate_write(extent));
     }
 
     /// Keeps writers out; the pages stay where they are until they are copied.
-    fn protect_in_place(&self, run: Span, sources: &mut [Source]) -> Result<(), Errno> {
+    fn protect_in_place(&self, run: Span, sources: &mut [Source]) -> Result<Taken, Errno> {
+        sources.fill(Source::Hole);
         if self.program.features().contains(Features::WP) {
-            self.program.write_protect(run, true, true)?;
+            self.write_protect(run, true)?;
         }
-        sources.fill(Source::Page(DmaAddr::new(0)));
-        self.note_holes(run, run.start(), sources)
+        match self.note_holes(run, sources) {
+            Ok(_) => Ok(Taken::InPlace),
+            Err(errno) => {
+                self.release(run);
+                Err(errno)
+            }
+        }
+    }
+
+    fn write_protect(&self, run: Span, on: bool) -> Result<(), Errno> {
+        let protected = again(PATIENT, |_| Progress {
+            done: ByteSize::ZERO,
+            errno: self.program.write_protect(run, on, false).err(),
+        });
+        protected.errno.map_or(Ok(()), Err)
     }
 
     /// Finds out which of the pages that are expected at `there` are none, and says where the others
-    /// are.
-    fn note_holes(&self, there: Span, base: VirtAddr, sources: &mut [Source]) -> Result<(), Errno> {
+    /// are. Whether they are all one huge page.
+    fn note_holes(&self, there: Span, sources: &mut [Source]) -> Result<bool, Errno> {
         let mut seen = [PageRegion::EMPTY; 64];
-        for source in sources.iter_mut().filter(|source| source.is_collected()) {
-            *source = Source::Hole;
-        }
+        let mut huge = false;
         let mut rest = Some(there);
         while let Some(left) = rest {
             let scanned = self.pages.scan(left, &mut seen)?;
@@ -132,50 +190,24 @@ impl UffdMover {
                 if region.categories.contains(Categories::ZERO) {
                     continue;
                 }
-                let region = Span::new(region.start, region.end).ok();
-                let Some(region) = region.and_then(|region| region.intersection(there)) else {
+                let span = Span::new(region.start, region.end).ok();
+                let Some(span) = span.and_then(|span| span.intersection(there)) else {
                     continue;
                 };
-                for page in region.pages() {
-                    let source = &mut sources[there.index_of(page)];
+                huge = span.len() == BLOCK_SIZE && region.categories.contains(Categories::HUGE);
+                let first = there.index_of(span.first_page());
+                let pages = span.page_count().as_usize();
+                let mut at = DmaAddr::new(span.start().get());
+                for source in &mut sources[first..first + pages] {
                     if *source == Source::Hole {
-                        let offset = page.start().offset_from(there.start());
-                        *source = Source::Page(DmaAddr::new((base + offset).get()));
+                        *source = Source::Page(at);
                     }
+                    at = at + PAGE_SIZE;
                 }
             }
             rest = Span::new(scanned.until, there.end()).ok();
         }
-        Ok(())
-    }
-
-    /// Whether the bytes of a run that was taken out are still in place.
-    fn is_in_place(run: Span, sources: &[Source]) -> bool {
-        run.pages()
-            .zip(sources)
-            .any(|(page, source)| *source == Source::Page(DmaAddr::new(page.start().get())))
-    }
-
-    fn copy_in(&self, run: Span, from: VirtAddr) -> Result<(), Errno> {
-        // SAFETY: the slot holds what the pages are to become, and the run is missing.
-        let copied = again(|done| unsafe {
-            let len = run.len() - done;
-            self.program
-                .copy(run.start() + done, from + done, len, CopyFlags::default())
-        });
-        copied.errno.map_or(Ok(()), Err)
-    }
-
-    fn move_in(&self, run: Span, from: VirtAddr) -> Progress {
-        let flags = MoveFlags {
-            allow_holes: true,
-            dont_wake: false,
-        };
-        // SAFETY: the slot holds what the pages are to become, and the run is missing.
-        again(|done| unsafe {
-            self.program
-                .move_pages(run.start() + done, from + done, run.len() - done, flags)
-        })
+        Ok(huge)
     }
 }
 
@@ -198,95 +230,112 @@ impl Mover for UffdMover {
         self.staging.is_some()
     }
 
-    fn take_out(&self, run: Span, slot: VirtAddr, sources: &mut [Source]) -> Result<(), Errno> {
+    fn is_huge(&self, page: Span) -> bool {
+        let mut there = [PageRegion::EMPTY];
+        let scanned = self.pages.scan(page, &mut there);
+        scanned.is_ok_and(|scanned| {
+            scanned.regions == 1 && there[0].categories.contains(Categories::HUGE)
+        })
+    }
+
+    fn take_out(
+        &self,
+        run: Span,
+        slot: VirtAddr,
+        sources: &mut [Source],
+        block: &BlockState,
+    ) -> Result<Taken, Errno> {
         sources.fill(Source::Hole);
         match &self.staging {
-            Some(staging) => self.move_out(staging, run, slot, sources),
+            Some(staging) => self.move_out(staging, run, slot, sources, block),
             None => self.protect_in_place(run, sources),
         }
     }
 
-    fn settle(&self, run: Span, sources: &[Source], block: &BlockState) {
-        if !Self::is_in_place(run, sources) {
-            return;
+    fn settle(&self, run: Span, block: &BlockState) {
+        if self.program.features().contains(Features::EVENT_REMOVE) {
+            block.expect_removes(run);
         }
-        for (page, source) in run.pages().zip(sources) {
-            if !source.is_collected() {
-                let _ = self
-                    .program
-                    .write_protect(Span::page_of(page.start()), false, false);
-            }
-        }
-        for piece in collected_runs(run, sources) {
-            block.expect_remove(piece);
-            // SAFETY: the bytes live elsewhere now; whoever touches the page waits for the block.
-            let dropped = unsafe { map::discard(piece) };
-            debug_assert!(
-                dropped.is_ok() || dropped == Err(Errno::NOMEM),
-                "{piece}: {dropped:?}"
-            );
-            // Its event was read before it returned, unless there are no such events.
-            let _ = block.is_own_remove(piece);
+        // SAFETY: the bytes live elsewhere now; whoever touches a page waits for the block.
+        let dropped = unsafe { map::discard(run) };
+        debug_assert!(
+            dropped.is_ok() || dropped == Err(Errno::NOMEM),
+            "{run}: {dropped:?}"
+        );
+    }
+
+    fn release(&self, run: Span) {
+        // Fails when it was unmapped meanwhile: then nobody writes.
+        let _ = self.write_protect(run, false);
+    }
+
+    fn put_back(&self, run: Span, slot: VirtAddr) -> Filled {
+        let flags = MoveFlags {
+            allow_holes: true,
+            dont_wake: false,
+        };
+        // SAFETY: the slot holds what the pages are to become, and the run is missing.
+        let moved = unsafe { self.move_all(&self.program, slot_run(run, slot), run.start(), flags, HASTY) };
+        Filled {
+            done: moved.done,
+            moved: true,
+            errno: moved.errno,
         }
     }
 
-    fn put_back(&self, run: Span, slot: VirtAddr, sources: &[Source]) -> Result<(), Errno> {
-        if Self::is_in_place(run, sources) {
-            let _ = self.program.write_protect(run, false, false);
-            return Ok(());
+    fn fill(&self, run: Span, slot: VirtAddr) -> Filled {
+        if !self.moves_in(run.len()) {
+            return self.fill_copy(run, slot);
         }
-        let mut result = Ok(());
-        for piece in collected_runs(run, sources) {
-            let from = slot + piece.start().offset_from(run.start());
-            if let Some(errno) = self.move_in(piece, from).errno {
-                result = Err(errno);
-            }
+        let moved = self.put_back(run, slot);
+        // Read-only or locked: such memory takes copies only.
+        if moved.errno == Some(Errno::INVAL) && moved.done.is_zero() {
+            self.fill_copy(run, slot)
+        } else {
+            moved
         }
-        result
     }
 
-    fn fill(&self, run: Span, slot: VirtAddr) -> Result<Filled, Errno> {
-        if self.staging.is_none() || run.len() <= COPY_UP_TO {
-            return self.copy_in(run, slot).map(|()| Filled::Copied);
+    fn fill_copy(&self, run: Span, slot: VirtAddr) -> Filled {
+        // SAFETY: the slot holds what the pages are to become, and the run is missing.
+        let copied = again(HASTY, |done| unsafe {
+            let len = run.len() - done;
+            self.program
+                .copy(run.start() + done, slot + done, len, CopyFlags::default())
+        });
+        Filled {
+            done: copied.done,
+            moved: false,
+            errno: copied.errno,
         }
-        let moved = self.move_in(run, slot);
-        match moved.errno {
-            None => Ok(Filled::Moved),
-            // Read-only or locked: such memory takes copies only.
-            Some(Errno::INVAL) if moved.done.is_zero() => {
-                self.copy_in(run, slot).map(|()| Filled::Copied)
-            }
-            Some(errno) => Err(errno),
-        }
+    }
+
+    /// A slot that gives some of its pages away is no longer warm, so only whole blocks move.
+    fn moves_in(&self, len: ByteSize) -> bool {
+        self.staging.is_some() && len == BLOCK_SIZE
     }
 
     fn warm_up(&self, from: Span, to: VirtAddr) -> Result<(), Errno> {
         let Some(staging) = &self.staging else {
-            return map::populate_write(slot_run(from, to));
+            return map::populate(slot_run(from, to));
         };
-        // SAFETY: both are ours, and the slot is empty.
-        let moved = again(|done| unsafe {
-            let flags = MoveFlags::default();
-            staging.move_pages(to + done, from.start() + done, from.len() - done, flags)
-        });
+        let moved = self.move_to_slot(staging, from, to);
         moved.errno.map_or(Ok(()), Err)
     }
 
-    fn zero_fill(&self, run: Span) {
+    fn zero_fill(&self, run: Span) -> bool {
+        let mut any = false;
         let mut rest = Some(run);
         while let Some(left) = rest {
-            let filled = again(|done| {
-                let left = Span::new(left.start() + done, left.end());
-                left.map_or_else(
-                    |_| Progress {
-                        done: ByteSize::ZERO,
-                        errno: None,
-                    },
-                    |left| self.program.zeropage(left, false),
-                )
-            });
+            let filled = self.program.zeropage(left, false);
+            any |= !filled.done.is_zero();
+            let stopped_early = filled.errno == Some(Errno::AGAIN) && filled.done.is_zero();
+            if stopped_early {
+                // An event must be read first, maybe by this very thread.
+                break;
+            }
             // A page that is there already is passed over; nothing else can be done about others.
-            let passed = if filled.is_complete() {
+            let passed = if filled.is_complete() || !filled.done.is_zero() {
                 ByteSize::ZERO
             } else {
                 PAGE_SIZE
@@ -294,6 +343,7 @@ impl Mover for UffdMover {
             rest = Span::new(left.start() + filled.done + passed, left.end()).ok();
         }
         self.wake(run);
+        any
     }
 
     fn wake(&self, span: Span) {
@@ -302,41 +352,34 @@ impl Mover for UffdMover {
     }
 
     fn poison(&self, page: Span) {
-        if !self.program.features().contains(Features::POISON)
-            || !self.program.poison(page, false).is_complete()
-        {
-            // Without poison the thread would fault for ever: it gets what a lost page is.
-            self.zero_fill(page);
+        if self.program.features().contains(Features::POISON) {
+            let poison = |_| self.program.poison(page, false);
+            let _ = again(PATIENT, poison);
+        } else {
+            // SAFETY: what the page held is out of reach: who touches it is not to read zeroes.
+            let _ = unsafe { map::protect(page, MprotectFlags::empty()) };
         }
+        self.wake(page);
     }
 }
 
-/// Repeats a call from where it got to, as long as it says `EAGAIN`, up to a bound.
-fn again(mut call: impl FnMut(ByteSize) -> Progress) -> Progress {
+/// Repeats a call from where it got to, as long as it says `EAGAIN`: without bound while it gets on,
+/// else so many times.
+fn again(patience: u32, mut call: impl FnMut(ByteSize) -> Progress) -> Progress {
     let mut done = ByteSize::ZERO;
-    for _ in 0..MAX_AGAIN {
+    let mut stuck = 0;
+    loop {
         let progress = call(done);
         done += progress.done;
-        match progress.errno {
-            Some(Errno::AGAIN) => std::thread::yield_now(),
-            errno => return Progress { done, errno },
+        stuck = if progress.done.is_zero() { stuck + 1 } else { 0 };
+        if progress.errno != Some(Errno::AGAIN) || stuck == patience {
+            let errno = progress.errno;
+            return Progress { done, errno };
+        }
+        match stuck {
+            0 => {}
+            1..YIELDS => std::thread::yield_now(),
+            _ => std::thread::sleep(NAP),
         }
     }
-    Progress {
-        done,
-        errno: Some(Errno::AGAIN),
-    }
-}
-
-/// The longest pieces of `run` in which every page was taken out.
-fn collected_runs(run: Span, sources: &[Source]) -> impl Iterator<Item = Span> {
-    let mut pages = run.pages().zip(sources).peekable();
-    core::iter::from_fn(move || {
-        let (first, _) = pages.find(|(_, source)| source.is_collected())?;
-        let mut piece = Span::page_of(first.start());
-        while let Some((page, _)) = pages.next_if(|(_, source)| source.is_collected()) {
-            piece = piece.union(Span::page_of(page.start()));
-        }
-        Some(piece)
-    })
 }

@@ -134,15 +134,17 @@ impl Process {
         }
         let span = Span::inside(at, len).map_err(|_| AdoptError::Empty { at, len })?;
         // What was unmapped there before must be out of the table.
-        self.events.sync();
+        self.settle_events();
         self.check_adoptable(span)?;
         self.mirror(span)?;
         // Registered once, to hear of trouble now rather than in a device's fault.
-        if let Err(MmError::System { .. }) = self.arm(span) {
-            self.unmirror(span);
-            return Err(AdoptError::Taken { span });
+        match self.arm(span) {
+            Ok(token) => self.disarm(span, token),
+            Err(_) => {
+                self.unmirror(span);
+                return Err(AdoptError::Taken { span });
+            }
         }
-        self.disarm(span);
         Ok(span)
     }
 
@@ -197,13 +199,17 @@ impl Process {
                 let Ok(block) = BlockGuard::lock(self, piece.start()) else {
                     continue;
                 };
-                for page in piece.pages() {
-                    part.region.word(page).unmap();
+                // Another part of the block may stay mirrored: it stays armed.
+                let Some(piece) = piece.intersection(block.span()) else {
+                    continue;
+                };
+                for word in block.region.words_in(piece) {
+                    word.unmap();
                 }
                 block.invalidate(piece, Reason::Unmap);
                 block.release_unmapped(piece);
-                if block.state().armed.swap(0, Ordering::Relaxed) > 0 {
-                    self.mover.disarm(block.span());
+                if block.state().registered.load(Ordering::Relaxed) {
+                    self.mover.disarm(piece);
                 }
             }
         }

@@ -5,8 +5,8 @@ use crate::block::BlockGuard;
 use crate::sys::procmem::ProcMem;
 use core::time::Duration;
 use gpusvm_mm::{
-    AddressSpace, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home, Mirror,
-    MmError, Notifiers, Place, Time, Vma, VmaKind, Wanted,
+    AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home, Mirror,
+    MmError, Notifiers, Time, Vma, VmaKind, Wanted,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
@@ -70,40 +70,43 @@ impl AddressSpace for Process {
         self.memories.add(pages, owner, ops)
     }
 
-    fn arm(&self, span: Span) -> Result<(), MmError> {
+    fn arm(&self, span: Span) -> Result<ArmToken, MmError> {
         if self.is_gone() {
             return Err(MmError::Gone);
         }
+        let part = self.regions.find(span.start()).filter(|part| part.span.covers(span));
+        let token = part.ok_or(MmError::NotMirrored { span })?.region.token();
         for piece in span.blocks() {
             let block = BlockGuard::lock(self, piece.start()).map_err(Self::not_mirrored(piece));
-            let armed = block.and_then(|block| self.arm_block(&block));
-            if let Err(error) = armed {
+            let block = block.and_then(|block| match block.region.token() == token {
+                true => Ok(block),
+                false => Err(MmError::NotMirrored { span }),
+            });
+            if let Err(error) = block.and_then(|block| Self::arm_block(&block)) {
                 if let Ok(done) = Span::new(span.start(), piece.start()) {
-                    self.disarm(done);
+                    self.disarm(done, token);
                 }
                 return Err(error);
             }
         }
-        Ok(())
+        Ok(token)
     }
 
-    fn disarm(&self, span: Span) {
+    fn disarm(&self, span: Span, token: ArmToken) {
         for piece in span.blocks() {
-            // Unmapped and forgotten meanwhile: nothing is registered.
+            // Unmapped and forgotten meanwhile, perhaps replaced: nothing is registered for us.
             let Ok(block) = BlockGuard::lock(self, piece.start()) else {
                 continue;
             };
-            let armed = &block.state().armed;
-            let left = armed.load(Ordering::Relaxed).saturating_sub(1);
-            let on_device = |page| !matches!(block.region.word(page).get().place, Place::System);
-            if left == 0 && block.span().pages().any(on_device) {
-                // Still on a device: armed until the mapping ends, or another range lets go.
+            if block.region.token() != token {
                 continue;
             }
-            let before = armed.swap(left, Ordering::Relaxed);
-            if before > 0 && left == 0 {
-                self.mover.disarm(block.span());
-            }
+            let armed = &block.state().armed;
+            let left = armed.load(Ordering::Relaxed).saturating_sub(1);
+            armed.store(left, Ordering::Relaxed);
+            // With a page on a device it stays registered: until the next range lets go, or the
+            // mapping ends.
+            block.unregister_if_unused();
         }
     }
 
@@ -114,7 +117,8 @@ impl AddressSpace for Process {
         if piece_of(span, span.start()) != Some(span) {
             return Err(MmError::CrossesBlock { span });
         }
-        let block = BlockGuard::lock(self, span.start()).map_err(Self::not_mirrored(span))?;
+        let block = BlockGuard::lock_with_pass(self, span.start()).ok_or(MmError::Gone)?;
+        let block = block.map_err(Self::not_mirrored(span))?;
         if block.span().covers(span) {
             Ok(block)
         } else {
@@ -125,7 +129,7 @@ impl AddressSpace for Process {
     fn lock_device_page(&self, page: DevicePage) -> Option<(Self::Block<'_>, PageIndex)> {
         loop {
             let at = self.memories.address_of(page)?;
-            let block = BlockGuard::lock(self, at.start()).ok()?;
+            let block = BlockGuard::lock_with_pass(self, at.start())?.ok()?;
             // It may have moved to another address, or home, before the lock was held.
             if self.memories.address_of(page) == Some(at) {
                 return Some((block, at));
@@ -151,20 +155,14 @@ impl AddressSpace for Process {
 }
 
 impl Process {
-    fn arm_block(&self, block: &BlockGuard<'_>) -> Result<(), MmError> {
-        let armed = &block.state().armed;
-        if armed.fetch_add(1, Ordering::Relaxed) > 0 {
-            return Ok(());
-        }
-        self.mover.arm(block.span()).map_err(|errno: Errno| {
-            armed.fetch_sub(1, Ordering::Relaxed);
-            let errno = errno.raw_os_error();
-            MmError::System {
-                call: "registering with userfaultfd",
-                span: block.span(),
-                errno,
-            }
-        })
+    fn arm_block(block: &BlockGuard<'_>) -> Result<(), MmError> {
+        block.register().map_err(|errno: Errno| MmError::System {
+            call: "registering with userfaultfd",
+            span: block.span(),
+            errno: errno.raw_os_error(),
+        })?;
+        block.state().armed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Looks at the homes once. `false` when a page is on the move, or was brought home.

@@ -70,15 +70,14 @@ impl Process {
     /// `NoRung` when the rung that was asked for is not to be had, `SignalsTaken`, `System`.
     pub fn start(options: Options) -> Result<Arc<Self>, StartError> {
         let offered = Capabilities::probe();
-        let best = offered.best_rung();
-        let rung = options.rung.unwrap_or(best);
-        if rung.number() < best.number() {
-            return Err(StartError::NoRung {
-                rung,
-                why: best.lost().to_owned(),
-            });
+        let rung = options.rung.unwrap_or(offered.best_rung());
+        if let Err(why) = offered.carries(rung) {
+            return Err(StartError::NoRung { rung, why });
         }
-        let staging = Staging::new(Thp::read()).map_err(system("reserving the staging pool"))?;
+        // What comes home on the last rung is a mapping of staging: it must be as the program's.
+        let forked = rung == Rung::Signals;
+        let staging = Staging::new(Thp::read(), forked);
+        let staging = staging.map_err(system("reserving the staging pool"))?;
         let (mover, source) = means(rung, &staging)?;
         #[expect(clippy::disallowed_methods, reason = "this is where the clock enters")]
         let began = Instant::now();
@@ -118,6 +117,10 @@ impl Process {
         };
         for thread in handler::start(self).map_err(failed)? {
             self.thread(thread);
+        }
+        // Whoever asks for their ids gets all of them.
+        while self.handler_threads().len() < handler::HANDLERS {
+            std::thread::yield_now();
         }
         let process = Arc::clone(self);
         let events = std::thread::Builder::new().name("gpusvm-events".to_owned());

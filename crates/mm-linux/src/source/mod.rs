@@ -8,6 +8,7 @@ pub(crate) mod signals; // rung 4: SIGSEGV
 
 use crate::sys::uffd::Event;
 use core::time::Duration;
+use gpusvm_sync::RwLockReadGuard;
 use gpusvm_types::VirtAddr;
 
 /// A thread waits for a page.
@@ -23,10 +24,37 @@ pub(crate) struct Arrival {
 
 /// Where faults arrive.
 pub(crate) trait FaultSource: Send + Sync + core::fmt::Debug {
-    /// The next fault, waiting for it up to `timeout`. Events that came before it go to `apply`, in
-    /// order; no other thread is in `apply` meanwhile. `None` when nothing came, or on `interrupt`.
-    fn next(&self, timeout: Option<Duration>, apply: &mut dyn FnMut(Event)) -> Option<Arrival>;
+    /// The next fault, waiting for it up to `timeout`. What else is there goes to `sink`. `None`
+    /// when nothing came, or on `rouse` and `interrupt`.
+    fn next(&self, timeout: Option<Duration>, sink: &mut dyn FaultSink) -> Option<Arrival>;
+
+    /// Keeps events from being read. Every event that was read is applied, and whoever made another
+    /// one waits in the kernel: before it drops a page, after it unmapped or moved one. For as long
+    /// as it takes to look at page words and fill pages accordingly.
+    fn hold(&self) -> Held<'_>;
+
+    /// Returns when every event that was read is applied.
+    fn fence(&self) {
+        drop(self.hold());
+    }
+
+    /// Ends the wait of one that waits in `next`, or the next wait.
+    fn rouse(&self);
 
     /// From now on, nobody waits in `next`.
     fn interrupt(&self);
+}
+
+/// Evidence that no event is read.
+#[derive(Debug)]
+pub(crate) struct Held<'a>(#[expect(dead_code, reason = "held, not read")] Option<RwLockReadGuard<'a, ()>>);
+
+/// Where what is read goes, but for the first fault.
+pub(crate) trait FaultSink {
+    /// An event. They come in order, and no other thread is here meanwhile. Must not wait for a
+    /// block.
+    fn event(&mut self, event: Event);
+
+    /// A fault behind the first.
+    fn more(&mut self, arrival: Arrival);
 }

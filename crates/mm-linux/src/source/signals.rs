@@ -13,11 +13,10 @@
 //!
 //! None in the hook but the region table's, to read, which is never held by a thread that can fault.
 
-use super::{Arrival, FaultSource};
+use super::{Arrival, FaultSink, FaultSource, Held};
 use crate::StartError;
 use crate::process::Process;
 use crate::sys::futex;
-use crate::sys::uffd::Event;
 use core::time::Duration;
 use gpusvm_guarded::{FaultInfo, HookVerdict};
 use gpusvm_mm::{AddressSpace, Place};
@@ -81,6 +80,13 @@ impl SignalSource {
         })
     }
 
+    /// Another engine may take the place.
+    fn leave(&self) {
+        if !self.stopped.swap(true, Ordering::AcqRel) {
+            TAKEN_BY_ONE.store(false, Ordering::Release);
+        }
+    }
+
     /// Says whose pages are away.
     pub(crate) fn serve(process: &Arc<Process>) {
         if let Ok(mut engine) = ENGINE.write() {
@@ -91,12 +97,12 @@ impl SignalSource {
 
 impl Drop for SignalSource {
     fn drop(&mut self) {
-        TAKEN_BY_ONE.store(false, Ordering::Release);
+        self.leave();
     }
 }
 
 impl FaultSource for SignalSource {
-    fn next(&self, timeout: Option<Duration>, _: &mut dyn FnMut(Event)) -> Option<Arrival> {
+    fn next(&self, timeout: Option<Duration>, _: &mut dyn FaultSink) -> Option<Arrival> {
         let heard = BELL.load(Ordering::Acquire);
         if let Some(arrival) = take_posted() {
             return Some(arrival);
@@ -107,8 +113,17 @@ impl FaultSource for SignalSource {
         take_posted()
     }
 
+    fn hold(&self) -> Held<'_> {
+        // There are no events.
+        Held(None)
+    }
+
+    fn rouse(&self) {
+        ring();
+    }
+
     fn interrupt(&self) {
-        self.stopped.store(true, Ordering::Release);
+        self.leave();
         ring();
     }
 }

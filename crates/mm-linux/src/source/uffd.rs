@@ -1,14 +1,14 @@
 //! Messages of userfaultfd.
 //!
-//! Handlers sleep in one epoll, which wakes one of them for each message. A read and what the events
-//! in it do to the page words happen under one lock, so that a fault is never looked at before an
-//! event that came before it.
+//! Handlers sleep in one epoll, which wakes one of them when messages come, once: so whoever reads
+//! takes all that are there. A read and what the events in it do to the page words happen under one
+//! lock, so that a fault is never looked at before an event that came before it.
 
-use super::{Arrival, FaultSource};
+use super::{Arrival, FaultSink, FaultSource, Held};
 use crate::sys::uffd::{Event, Message, Uffd};
 use core::time::Duration;
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
-use gpusvm_sync::{Arc, Mutex};
+use gpusvm_sync::{Arc, RwLock};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -19,61 +19,68 @@ pub(crate) struct UffdSource {
     uffd: Arc<Uffd>,
     epoll: OwnedFd,
     stop: OwnedFd,
+    /// Each write wakes one sleeper. Never read.
+    bell: OwnedFd,
     stopped: AtomicBool,
-    /// Held by who reads and applies events.
-    reading: Mutex<()>,
+    /// Held to write by who reads and applies events.
+    reading: RwLock<()>,
 }
 
-const MESSAGE: u64 = 0;
-const STOP: u64 = 1;
+/// How many messages are read at once.
+const BATCH: usize = 16;
+/// What an event of the epoll is about does not matter: the sleeper looks.
+const ANY: u64 = 0;
 
 impl UffdSource {
     /// Of the descriptor of the program's memory.
     pub(crate) fn new(uffd: Arc<Uffd>) -> Result<Self, Errno> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let message = epoll::EventData::new_u64(MESSAGE);
-        epoll::add(
-            &epoll,
-            &*uffd,
-            message,
-            epoll::EventFlags::IN | epoll::EventFlags::ET,
-        )?;
-        epoll::add(
-            &epoll,
-            &stop,
-            epoll::EventData::new_u64(STOP),
-            epoll::EventFlags::IN,
-        )?;
-        let (stopped, reading) = (AtomicBool::new(false), Mutex::new(()));
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let (stop, bell) = (eventfd(0, flags)?, eventfd(0, flags)?);
+        let any = || epoll::EventData::new_u64(ANY);
+        let once = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &*uffd, any(), once)?;
+        epoll::add(&epoll, &bell, any(), once)?;
+        epoll::add(&epoll, &stop, any(), epoll::EventFlags::IN)?;
         Ok(Self {
             uffd,
             epoll,
             stop,
-            stopped,
-            reading,
+            bell,
+            stopped: AtomicBool::new(false),
+            reading: RwLock::new(()),
         })
     }
 
-    /// Reads up to the next fault.
-    fn read(&self, apply: &mut dyn FnMut(Event)) -> Option<Arrival> {
-        let _reading = self.reading.lock();
-        let mut message = [Message::EMPTY];
+    /// Reads all that is there; the first fault is for the caller.
+    fn read(&self, sink: &mut dyn FaultSink) -> Option<Arrival> {
+        let _reading = self.reading.write();
+        let mut first = None;
         loop {
-            match self.uffd.read(&mut message) {
-                Ok(1) => {}
+            let mut messages = [Message::EMPTY; BATCH];
+            let count = match self.uffd.read(&mut messages) {
+                Ok(count) => count,
                 Err(Errno::INTR) => continue,
-                _ => return None,
-            }
-            match message[0].decode() {
-                Event::Fault { at, wp, tid, .. } => {
-                    return Some(Arrival {
-                        at,
-                        protected: wp,
-                        tid,
-                    });
+                Err(_) => return first,
+            };
+            for message in &messages[..count] {
+                match message.decode() {
+                    Event::Fault { at, wp, tid, .. } => {
+                        let arrival = Arrival {
+                            at,
+                            protected: wp,
+                            tid,
+                        };
+                        match first {
+                            None => first = Some(arrival),
+                            Some(_) => sink.more(arrival),
+                        }
+                    }
+                    event => sink.event(event),
                 }
-                event => apply(event),
+            }
+            if count < BATCH {
+                return first;
             }
         }
     }
@@ -82,7 +89,7 @@ impl UffdSource {
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(MESSAGE),
+            data: epoll::EventData::new_u64(ANY),
         }];
         // Interrupted or timed out: the caller looks again.
         let _ = epoll::wait(&self.epoll, &mut events, timeout.as_ref());
@@ -90,13 +97,22 @@ impl UffdSource {
 }
 
 impl FaultSource for UffdSource {
-    fn next(&self, timeout: Option<Duration>, apply: &mut dyn FnMut(Event)) -> Option<Arrival> {
-        let arrival = self.read(apply);
+    fn next(&self, timeout: Option<Duration>, sink: &mut dyn FaultSink) -> Option<Arrival> {
+        let arrival = self.read(sink);
         if arrival.is_some() || self.stopped.load(Ordering::Acquire) {
             return arrival;
         }
         self.sleep(timeout);
-        self.read(apply)
+        self.read(sink)
+    }
+
+    fn hold(&self) -> Held<'_> {
+        Held(Some(self.reading.read()))
+    }
+
+    fn rouse(&self) {
+        // Fails only when the counter is full, after 2^64 writes.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
     fn interrupt(&self) {

@@ -247,6 +247,24 @@ pub(crate) fn populate_write(span: Span) -> Result<(), Errno> {
     unsafe { madvise(span, Advice::LinuxPopulateWrite) }
 }
 
+/// Makes every page of memory of our own present, as [`populate_write`] does, on any Linux. The bytes
+/// may become zeroes.
+///
+/// # Errors
+///
+/// `ENOMEM`: part of it is not mapped, or there is no memory.
+pub(crate) fn populate(span: Span) -> Result<(), Errno> {
+    match populate_write(span) {
+        Err(Errno::INVAL) => {}
+        result => return result,
+    }
+    for page in span.pages() {
+        // SAFETY: callers pass memory of their own, whose bytes nobody relies on.
+        unsafe { pointer(page.start()).cast::<u8>().write_volatile(0) };
+    }
+    Ok(())
+}
+
 /// Sets who may touch `span`.
 ///
 /// # Errors
@@ -262,16 +280,8 @@ pub(crate) unsafe fn protect(span: Span, access: MprotectFlags) -> Result<(), Er
     unsafe { rustix::mm::mprotect(pointer(span.start()), span.len().as_usize(), access) }
 }
 
-/// Whether the source of [`remap_fixed`] stays mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// Stays, with its protection, and without its pages.
-    Kept,
-    /// Is unmapped.
-    Unmapped,
-}
-
-/// Takes the pages of `from` to `to`, atomically, in the place of what is mapped there.
+/// Takes the pages of `from` to `to`, atomically, in the place of what is mapped there. What `from`
+/// was stays mapped, with its protection, and without its pages.
 ///
 /// # Errors
 ///
@@ -280,13 +290,31 @@ pub(crate) enum Source {
 ///
 /// # Safety
 ///
-/// Nobody may rely on the bytes at `from`, nor on what was at `to`; with `Unmapped` nobody may
-/// own `from` any more, and `to` must be of an owner who unmaps it.
-pub(crate) unsafe fn remap_fixed(from: Span, to: VirtAddr, source: Source) -> Result<(), Errno> {
-    let flags = match source {
-        Source::Kept => MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP,
-        Source::Unmapped => MremapFlags::MAYMOVE,
-    };
+/// Nobody may rely on the bytes at `from`, nor on what was at `to`.
+pub(crate) unsafe fn remap_fixed(from: Span, to: VirtAddr) -> Result<(), Errno> {
+    // SAFETY: as the caller promises.
+    unsafe { remap(from, to, MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP) }
+}
+
+/// As [`remap_fixed`], but `from` is unmapped.
+///
+/// # Errors
+///
+/// As [`remap_fixed`].
+///
+/// # Safety
+///
+/// As [`remap_fixed`]; and nobody may own `from` any more.
+#[cfg(test)]
+pub(crate) unsafe fn remap_away(from: Span, to: VirtAddr) -> Result<(), Errno> {
+    // SAFETY: as the caller promises.
+    unsafe { remap(from, to, MremapFlags::MAYMOVE) }
+}
+
+/// # Safety
+///
+/// As [`remap_fixed`], and what `flags` do to `from` must be fine with its owner.
+unsafe fn remap(from: Span, to: VirtAddr, flags: MremapFlags) -> Result<(), Errno> {
     let len = from.len().as_usize();
     // SAFETY: as the caller promises.
     unsafe { rustix::mm::mremap_fixed(pointer(from.start()), len, len, flags, pointer(to)) }
@@ -341,12 +369,12 @@ mod tests {
         // SAFETY: both mappings are ours, and nothing of them is touched while it is closed.
         unsafe { protect(home.span(), MprotectFlags::empty()) }.unwrap();
         // SAFETY: as above.
-        unsafe { remap_fixed(home.span(), staging.span().start(), Source::Kept) }.unwrap();
+        unsafe { remap_fixed(home.span(), staging.span().start()) }.unwrap();
         // SAFETY: as above.
         unsafe { protect(staging.span(), access) }.unwrap();
         assert_eq!(staging.load(ByteSize::kib(8)), 42);
         // SAFETY: as above; the old place of the pages is given up with its owner.
-        unsafe { remap_fixed(staging.span(), home.span().start(), Source::Unmapped) }.unwrap();
+        unsafe { remap_away(staging.span(), home.span().start()) }.unwrap();
         core::mem::forget(staging);
         assert_eq!(home.load(ByteSize::kib(8)), 42);
     }

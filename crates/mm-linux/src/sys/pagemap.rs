@@ -132,6 +132,12 @@ impl PageMap {
         self.scan_entries(span, out)
     }
 
+    /// Whether nothing is at a page, as far as is known.
+    pub(crate) fn is_absent(&self, page: Span) -> bool {
+        self.scan(page, &mut [Region::EMPTY])
+            .is_ok_and(|scanned| scanned.regions == 0)
+    }
+
     /// Whether the kernel has `PAGEMAP_SCAN`.
     pub(crate) fn has_scan(&self) -> bool {
         let page = Span::page_of(VirtAddr::from(core::ptr::from_ref(self)));

@@ -98,10 +98,33 @@ impl Capabilities {
 
     /// The highest rung that can be stood on here.
     pub fn best_rung(&self) -> Rung {
-        Rung::of(Offers {
+        Rung::of(self.offers())
+    }
+
+    /// Whether a rung can be stood on here.
+    ///
+    /// # Errors
+    ///
+    /// What is missing, for people to read.
+    pub fn carries(&self, rung: Rung) -> Result<(), String> {
+        if rung.is_carried_by(self.offers()) {
+            return Ok(());
+        }
+        let offered = match rung {
+            Rung::Move | Rung::Copy => &self.full,
+            Rung::UserMode { .. } | Rung::Signals => &self.user_mode,
+        };
+        Err(match offered {
+            Ok(features) => format!("userfaultfd offers no more than {features}"),
+            Err(error) => error.to_string(),
+        })
+    }
+
+    fn offers(&self) -> Offers {
+        Offers {
             full: self.full.ok(),
             user_mode: self.user_mode.ok(),
-        })
+        }
     }
 }
 

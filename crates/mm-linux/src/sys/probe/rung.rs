@@ -66,6 +66,20 @@ impl Rung {
         }
     }
 
+    /// Whether it can be stood on with `offers`; the last one always can.
+    pub fn is_carried_by(self, offers: Offers) -> bool {
+        let has = |offered: Option<Features>, wanted| {
+            offered.is_some_and(|features| features.contains(wanted))
+        };
+        match self {
+            Self::Move => has(offers.full, Features::MOVE),
+            Self::Copy => has(offers.full, Features::WP),
+            Self::UserMode { moves: true } => has(offers.user_mode, Features::MOVE),
+            Self::UserMode { moves: false } => has(offers.user_mode, Features::WP),
+            Self::Signals => true,
+        }
+    }
+
     /// Its number: 1 is the highest.
     pub const fn number(self) -> u8 {
         match self {
@@ -154,11 +168,14 @@ mod tests {
             (None, none, Rung::Signals),
             (None, None, Rung::Signals),
         ] {
-            assert_eq!(
-                Rung::of(Offers { full, user_mode }),
-                want,
-                "{full:?} and {user_mode:?}"
-            );
+            let offers = Offers { full, user_mode };
+            assert_eq!(Rung::of(offers), want, "{full:?} and {user_mode:?}");
+            assert!(want.is_carried_by(offers));
+            let all = [Rung::Move, Rung::Copy, Rung::UserMode { moves: true }];
+            for rung in all {
+                let better = rung.number() < want.number();
+                assert!(!(better && rung.is_carried_by(offers)), "{rung:?}");
+            }
         }
     }
 

@@ -92,7 +92,7 @@ fn unmap_remove_and_remap_are_heard_of() {
     // Kept: a hole would be filled by whoever maps next, and `app` would unmap it with the rest.
     let moved = started(move || {
         // SAFETY: ours, and never touched; `target` goes on owning the new place.
-        unsafe { map::remap_fixed(part(4, 4), to, map::Source::Kept) }
+        unsafe { map::remap_fixed(part(4, 4), to) }
     });
     let from = part(4, 4).start();
     assert_eq!(

@@ -130,7 +130,7 @@ fn heal(pair: &Pair, cure: Option<&str>) {
                 .map()
                 .unwrap();
             // SAFETY: both are ours, and `pair.staging` goes on owning the place.
-            unsafe { map::remap_fixed(fresh.span(), span.start(), map::Source::Unmapped) }.unwrap();
+            unsafe { map::remap_away(fresh.span(), span.start()) }.unwrap();
             core::mem::forget(fresh);
             // SAFETY: nobody touches it.
             unsafe { pair.b.register(span, MISSING) }.unwrap();

@@ -1,0 +1,202 @@
+//! What is mirrored, what is watched, and what costs nothing.
+
+mod common;
+
+use common::memory::{self, Memory, Pages, check_zero, is_registered, pages};
+use common::{World, soon};
+use gpusvm_mm::{AddressSpace, Block, MmError};
+use gpusvm_mm_linux::AdoptError;
+use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount, Span, VirtAddr};
+
+on_userfaultfd_rungs!(
+    each_refusal_names_what_is_wrong,
+    memory_of_another_userfaultfd_is_taken,
+    twice_is_once_too_often,
+    unadopted_memory_is_plain,
+    arming_is_counted_by_block,
+    memory_that_is_not_armed_faults_natively,
+    a_token_of_a_mapping_that_is_gone_does_nothing,
+    pages_leave_armed_memory_only,
+    armed_memory_that_was_never_touched_is_zeroes,
+);
+on_rungs!(rung_4_signals, gpusvm_mm_linux::Rung::Signals, nothing_is_adopted_without_events);
+
+fn each_refusal_names_what_is_wrong(world: &World) {
+    let adopt = |at: VirtAddr, len| world.process.adopt(at, len);
+    let span = memory::map(ByteSize::mib(4));
+    let (at, len) = (span.start(), span.len());
+
+    let inside = VirtAddr::new(at.get() + 5);
+    let little = ByteSize::new(4096);
+    let refused = Err(AdoptError::Empty { at: inside, len: little });
+    assert_eq!(adopt(inside, little), refused);
+    let nothing = Err(AdoptError::Empty { at, len: ByteSize::ZERO });
+    assert_eq!(adopt(at, ByteSize::ZERO), nothing);
+
+    let hole = Span::from_len(at + pages(100), pages(3)).unwrap();
+    memory::unmap(hole);
+    assert_eq!(adopt(at, len), Err(AdoptError::Unmapped { at: hole.start() }));
+    memory::map_at(hole);
+
+    memory::protect(hole, libc::PROT_READ);
+    assert_eq!(adopt(at, len), Err(AdoptError::NotWritable { mapping: hole }));
+    memory::unmap(hole);
+
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let place = memory::pointer(hole.start()).cast();
+    // SAFETY: nothing that is there is replaced.
+    let shared = unsafe { libc::mmap(place, hole.len().as_usize(), access, flags, -1, 0) };
+    assert_eq!(shared, place);
+    assert_eq!(adopt(at, len), Err(AdoptError::NotAnonymous { mapping: hole }));
+    memory::unmap(hole);
+    assert!(!is_registered(at), "nothing of it is left");
+    memory::unmap(span);
+    assert_eq!(
+        world.process.allocate(ByteSize::ZERO),
+        Err(AdoptError::Empty { at: VirtAddr::new(0), len: ByteSize::ZERO })
+    );
+    let too_much = ByteSize::new(u64::MAX);
+    assert_eq!(world.process.allocate(too_much), Err(AdoptError::NoMemory { len: too_much }));
+    world.process.stop();
+    assert_eq!(adopt(at, len), Err(AdoptError::Gone));
+    assert_eq!(world.process.allocate(BLOCK_SIZE), Err(AdoptError::Gone));
+}
+
+fn nothing_is_adopted_without_events(world: &World) {
+    let span = memory::map(BLOCK_SIZE);
+    let refused = world.process.adopt(span.start(), span.len());
+    assert_eq!(refused, Err(AdoptError::NotOnThisRung));
+    memory::unmap(span);
+}
+
+/// A second engine is as foreign as the program's own userfaultfd.
+fn memory_of_another_userfaultfd_is_taken(world: &World) {
+    let options = gpusvm_mm_linux::Options { rung: Some(world.rung) };
+    let other = gpusvm_mm_linux::Process::start(options).unwrap();
+    let span = memory::map(ByteSize::mib(4));
+    let theirs = Span::from_len(span.start() + BLOCK_SIZE, BLOCK_SIZE).unwrap();
+    assert_eq!(other.adopt(theirs.start(), theirs.len()), Ok(theirs));
+    let token = other.arm(theirs).unwrap();
+    let refused = world.process.adopt(span.start(), span.len());
+    assert_eq!(refused, Err(AdoptError::Taken { span }));
+    assert!(!is_registered(span.start()), "what was registered is let go");
+    assert!(is_registered(theirs.start()), "what is theirs is not");
+    other.disarm(theirs, token);
+    assert_eq!(world.process.adopt(span.start(), span.len()), Ok(span));
+    world.process.unadopt(span).unwrap();
+    other.stop();
+    memory::unmap(span);
+}
+
+fn twice_is_once_too_often(world: &World) {
+    let memory = world.memory(BLOCK_SIZE, Pages::Base);
+    memory.fill(2);
+    world.out(memory.span());
+    let part = memory.part(pages(3), pages(9));
+    for span in [memory.span(), part] {
+        let refused = world.process.adopt(span.start(), span.len());
+        assert_eq!(refused, Err(AdoptError::Overlaps { other: memory.span() }));
+    }
+    assert_eq!(world.on_device(memory.span()), 512, "nothing happened to it");
+    memory.check(2);
+    memory.disarm(&world.process);
+    memory.end(&world.process);
+}
+
+fn unadopted_memory_is_plain(world: &World) {
+    let memory = world.memory(ByteSize::mib(4), Pages::Base);
+    memory.fill(3);
+    world.out(memory.span());
+    world.process.unadopt(memory.span()).unwrap();
+    assert!(!is_registered(memory.span().start()));
+    let faults = world.process.stats().cpu_faults;
+    memory.check(3);
+    memory::advise(memory.span(), libc::MADV_DONTNEED).unwrap();
+    check_zero(memory.span());
+    assert_eq!(world.process.stats().cpu_faults, faults);
+    let refused = world.process.lock_block(memory.part(pages(0), pages(1))).map(drop);
+    assert!(matches!(refused, Err(MmError::NotMirrored { .. })));
+    memory::unmap(memory.span());
+}
+
+fn arming_is_counted_by_block(world: &World) {
+    let memory = Memory::new(&world.process, ByteSize::mib(6), Pages::Base);
+    let (low, mid) = (memory.part(pages(0), pages(700)), memory.part(pages(600), pages(600)));
+    let registered = || {
+        [0, 2, 4].map(|mib| is_registered(memory.at(ByteSize::mib(mib))))
+    };
+    assert_eq!(registered(), [false; 3]);
+    let first = world.process.arm(low).unwrap();
+    assert_eq!(registered(), [true, true, false]);
+    let second = world.process.arm(mid).unwrap();
+    assert_eq!(registered(), [true; 3]);
+    world.process.disarm(low, first);
+    assert_eq!(registered(), [false, true, true]);
+    // Pages that are away keep it.
+    memory.fill_part(mid, 3);
+    world.out(mid.blocks().next().unwrap());
+    world.process.disarm(mid, second);
+    assert_eq!(registered(), [false, true, false]);
+    memory.check_part(mid, 3);
+    // And the next range that lets go ends it.
+    let third = world.process.arm(mid).unwrap();
+    world.process.disarm(mid, third);
+    assert_eq!(registered(), [false; 3]);
+    memory.end(&world.process);
+}
+
+fn memory_that_is_not_armed_faults_natively(world: &World) {
+    let memory = Memory::new(&world.process, ByteSize::mib(8), Pages::Base);
+    memory.fill(1);
+    memory.check(1);
+    memory::advise(memory.span(), libc::MADV_DONTNEED).unwrap();
+    check_zero(memory.span());
+    let stats = world.process.stats();
+    assert_eq!((stats.zero_fills, stats.cpu_faults, stats.events), (0, 0, 0));
+    memory.end(&world.process);
+    let huge = Memory::new(&world.process, BLOCK_SIZE, Pages::Huge);
+    huge.fill(1);
+    assert_eq!(world.process.stats().zero_fills, 0);
+    huge.end(&world.process);
+}
+
+fn a_token_of_a_mapping_that_is_gone_does_nothing(world: &World) {
+    let memory = world.memory(BLOCK_SIZE, Pages::Base);
+    let old = world.process.arm(memory.span()).unwrap();
+    world.process.unadopt(memory.span()).unwrap();
+    assert!(!is_registered(memory.span().start()));
+    let span = world.process.adopt(memory.span().start(), BLOCK_SIZE).unwrap();
+    let token = world.process.arm(span).unwrap();
+    world.process.disarm(span, old);
+    assert!(is_registered(span.start()));
+    world.process.disarm(span, token);
+    assert!(!is_registered(span.start()));
+    memory.end(&world.process);
+}
+
+fn pages_leave_armed_memory_only(world: &World) {
+    let memory = Memory::new(&world.process, BLOCK_SIZE, Pages::Base);
+    memory.fill(1);
+    let mut block = world.process.lock_block(memory.span()).unwrap();
+    let refused = block.collect(memory.span(), common::OWNER).map(drop);
+    assert_eq!(refused, Err(MmError::NotArmed { span: memory.span() }));
+    drop(block);
+    memory.check(1);
+    memory.end(&world.process);
+}
+
+fn armed_memory_that_was_never_touched_is_zeroes(world: &World) {
+    let memory = Memory::new(&world.process, ByteSize::mib(4), Pages::Base);
+    memory.arm(&world.process);
+    check_zero(memory.span());
+    // They are counted after whoever waits is woken.
+    let is_64 = || world.process.stats().zero_fills == 64;
+    soon("64 KiB for each", is_64);
+    memory.fill(5);
+    assert!(is_64());
+    assert_eq!(world.out(memory.span()), PageCount::new(1024));
+    memory.check(5);
+    memory.disarm(&world.process);
+    memory.end(&world.process);
+}

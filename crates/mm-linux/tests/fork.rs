@@ -1,0 +1,192 @@
+//! Fork in the middle of everything.
+
+mod common;
+
+use common::memory::{self, Pages, pages};
+use common::{OWNER, World};
+use gpusvm_mm::{AddressSpace, Block, MmError, Outbound};
+use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+on_every_rung!(
+    a_child_sees_the_data,
+    calls_in_a_child_are_gone,
+    shared_pages_move_after_the_sharing_is_broken,
+    fork_waits_for_a_migration,
+    a_fork_in_a_migration_loop,
+    two_threads_fork,
+);
+
+/// Runs `work` in a child, which may make system calls and touch memory, but not allocate.
+fn forked(work: impl FnOnce() -> i32) -> libc::pid_t {
+    // SAFETY: as said.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = work();
+            // SAFETY: ends the child without running what belongs to the parent.
+            unsafe { libc::_exit(code) }
+        }
+        pid => {
+            assert!(pid > 0, "fork");
+            pid
+        }
+    }
+}
+
+fn exit_code(pid: libc::pid_t) -> i32 {
+    let mut status = 0;
+    // SAFETY: our own child, and a status of our own.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert!(libc::WIFEXITED(status), "killed by {}", libc::WTERMSIG(status));
+    libc::WEXITSTATUS(status)
+}
+
+fn a_child_sees_the_data(world: &World) {
+    world.each_kind(ByteSize::mib(4), |memory| {
+        memory.fill(1);
+        world.out(memory.part(ByteSize::ZERO, BLOCK_SIZE));
+        let child = forked(|| {
+            let seen = memory.is_filled(1);
+            // Its memory is its own.
+            memory.fill(2);
+            i32::from(!(seen && memory.is_filled(2)))
+        });
+        memory.check(1);
+        assert_eq!(exit_code(child), 0);
+        memory.fill(3);
+        assert_eq!(world.out(memory.span()), PageCount::new(1024));
+        memory.check(3);
+    });
+}
+
+fn calls_in_a_child_are_gone(world: &World) {
+    let memory = world.memory(BLOCK_SIZE, Pages::Huge);
+    world.out(memory.span());
+    let child = forked(|| {
+        let gone = [
+            world.process.lock_block(memory.span()).map(drop) == Err(MmError::Gone),
+            world.process.arm(memory.span()).map(drop) == Err(MmError::Gone),
+            world.process.find_vma(memory.span().start()).map(drop) == Err(MmError::Gone),
+            world.process.unadopt(memory.span()) == Err(MmError::Gone),
+            world.process.pages_on_devices() == PageCount::ZERO,
+        ];
+        world.process.settle_events();
+        world.process.stop();
+        i32::from(gone.contains(&false))
+    });
+    assert_eq!(exit_code(child), 0);
+}
+
+/// While the child lives, and after it died.
+fn shared_pages_move_after_the_sharing_is_broken(world: &World) {
+    world.each_kind(BLOCK_SIZE, |memory| {
+        memory.fill(1);
+        let go_on = pipe();
+        let child = forked(|| {
+            wait_byte(go_on.0);
+            i32::from(!memory.is_filled(1))
+        });
+        for seed in 2..5 {
+            assert_eq!(world.out(memory.span()), PageCount::new(512), "all of it");
+            memory.check(seed - 1);
+            memory.fill(seed);
+        }
+        send_byte(go_on.1);
+        assert_eq!(exit_code(child), 0, "it keeps what it had");
+        memory.check(4);
+        let child = forked(|| 0);
+        assert_eq!(exit_code(child), 0);
+        assert_eq!(world.out(memory.span()), PageCount::new(512));
+        memory.check(4);
+        [go_on.0, go_on.1].into_iter().for_each(close);
+    });
+}
+
+fn fork_waits_for_a_migration(world: &World) {
+    let memory = world.memory(BLOCK_SIZE, Pages::Base);
+    let out = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (out, memory) = (&out, &memory);
+        scope.spawn(move || {
+            let mut block = world.process.lock_block(memory.span()).unwrap();
+            let collected = block.collect(memory.span(), OWNER).unwrap();
+            out.store(true, Ordering::Release);
+            std::thread::sleep(Duration::from_millis(100));
+            let taken = world.device.take(memory.span().page_count());
+            assert!(world.device.copy_from(taken, collected.sources()));
+            collected.commit(&mut |i| world.device.hold(taken, i));
+        });
+        while !out.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        let child = forked(|| i32::from(!memory.is_filled(1)));
+        assert_eq!(exit_code(child), 0);
+    });
+    memory.check(1);
+}
+
+/// Story: the gate was passed with a block locked, and the fork waited for that block.
+fn a_fork_in_a_migration_loop(world: &World) {
+    let memory = world.memory(ByteSize::mib(4), Pages::Base);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                world.out(memory.span());
+            }
+        });
+        for seed in 0..20 {
+            memory.fill(seed);
+            let child = forked(|| i32::from(!memory.is_filled(seed)));
+            memory.check(seed);
+            assert_eq!(exit_code(child), 0);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+fn two_threads_fork(world: &World) {
+    let memory = world.memory(BLOCK_SIZE, Pages::Huge);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                world.out(memory.part(pages(1), pages(511)));
+            }
+        });
+        let forks = || {
+            for _ in 0..20 {
+                assert_eq!(exit_code(forked(|| i32::from(!memory.is_filled(1)))), 0);
+            }
+        };
+        let threads = [scope.spawn(forks), scope.spawn(forks)];
+        threads.map(|thread| thread.join().unwrap());
+        stop.store(true, Ordering::Relaxed);
+    });
+    memory::load(memory.span().start());
+    memory.check(1);
+}
+
+fn pipe() -> (i32, i32) {
+    let mut ends = [0; 2];
+    // SAFETY: room for two.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    (ends[0], ends[1])
+}
+
+fn wait_byte(end: i32) {
+    let mut byte = 0u8;
+    // SAFETY: room for one.
+    unsafe { libc::read(end, (&raw mut byte).cast(), 1) };
+}
+
+fn send_byte(end: i32) {
+    // SAFETY: one byte.
+    assert_eq!(unsafe { libc::write(end, (&raw const end).cast(), 1) }, 1);
+}
+
+fn close(end: i32) {
+    // SAFETY: of `pipe`.
+    unsafe { libc::close(end) };
+}
