@@ -58,11 +58,21 @@ impl<T: Plain> Allocation<T> {
     ///
     /// When a `T` is aligned to more than a page.
     pub fn new(process: &Arc<Process>, len: usize) -> Result<Self, AdoptError> {
-        assert!(align_of::<T>() <= PAGE_SIZE.as_usize(), "aligned to at most a page");
+        assert!(
+            align_of::<T>() <= PAGE_SIZE.as_usize(),
+            "aligned to at most a page"
+        );
         let bytes = len.checked_mul(size_of::<T>()).map(ByteSize::from_usize);
-        let too_large = AdoptError::NoMemory { len: ByteSize::new(u64::MAX) };
+        let too_large = AdoptError::NoMemory {
+            len: ByteSize::new(u64::MAX),
+        };
         let span = process.allocate(bytes.ok_or(too_large)?)?;
-        Ok(Self { process: Arc::clone(process), span, len, elements: PhantomData })
+        Ok(Self {
+            process: Arc::clone(process),
+            span,
+            len,
+            elements: PhantomData,
+        })
     }
 
     /// The pages it is in.

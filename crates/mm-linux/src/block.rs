@@ -94,7 +94,10 @@ impl<'a> BlockGuard<'a> {
 
     /// The parts of its region that lie in the block: they share its lock and its state.
     pub(crate) fn parts(&self) -> impl Iterator<Item = Span> + use<> {
-        let parts = self.process.regions.parts_in(Span::block_of(self.span.start()));
+        let parts = self
+            .process
+            .regions
+            .parts_in(Span::block_of(self.span.start()));
         let region = Arc::clone(&self.region);
         let same = parts.into_iter();
         same.filter_map(move |part| Arc::ptr_eq(&part.region, &region).then_some(part.span))
@@ -112,7 +115,8 @@ impl<'a> BlockGuard<'a> {
         }
         for part in self.parts() {
             if let Err(errno) = self.process.mover.arm(part) {
-                self.parts().for_each(|part| self.process.mover.disarm(part));
+                self.parts()
+                    .for_each(|part| self.process.mover.disarm(part));
                 return Err(errno);
             }
         }
@@ -123,8 +127,12 @@ impl<'a> BlockGuard<'a> {
     /// Leaves touches to the kernel again, if no range is in the block and no page on a device.
     pub(crate) fn unregister_if_unused(&self) {
         let state = self.state();
-        let is_away =
-            |part: Span| self.region.words_in(part).iter().any(|word| word.get().place != Place::System);
+        let is_away = |part: Span| {
+            self.region
+                .words_in(part)
+                .iter()
+                .any(|word| word.get().place != Place::System)
+        };
         if state.armed.load(Ordering::Relaxed) > 0
             || !state.registered.load(Ordering::Relaxed)
             || self.parts().any(is_away)

@@ -101,9 +101,11 @@ impl<'b> LinuxInbound<'b> {
                 Some(_) => {
                     let rest = self.span.pages().filter(|page| page.start() >= run.start());
                     // Each page is tried, whatever became of those before.
-                    return rest.fold(Ok(()), |so_far, page| {
-                        so_far.and(self.arrive_alone(Span::page_of(page.start()), freed))
-                    });
+                    let mut result = Ok(());
+                    for page in rest {
+                        result = result.and(self.arrive_alone(Span::page_of(page.start()), freed));
+                    }
+                    return result;
                 }
             }
         }
@@ -130,7 +132,10 @@ impl<'b> LinuxInbound<'b> {
     fn arrive_alone(&mut self, page: Span, freed: &mut Freed<'_>) -> Result<(), Errno> {
         let mut last = Errno::AGAIN;
         for _ in 0..POLLS {
-            match self.fill_next(page, freed).and_then(|(_, filled)| filled.errno) {
+            match self
+                .fill_next(page, freed)
+                .and_then(|(_, filled)| filled.errno)
+            {
                 // Filled, or not to come home any more.
                 None => return Ok(()),
                 // What is there stays there, and what is here, here. A mark of poison is no page.

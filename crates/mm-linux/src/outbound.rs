@@ -81,13 +81,16 @@ impl<'b> LinuxOutbound<'b> {
     /// Marks the words of the pages that can be taken. Whether there is any.
     fn mark(&mut self) -> bool {
         let region = &self.block.region;
-        let words = region.words_in(self.span);
-        if words.iter().any(|word| word.get().dropped) {
-            self.block.process.settle_holes(region, self.span);
-        }
         let mut any = false;
-        for (word, source) in words.iter().zip(&mut self.sources) {
-            let state = word.get();
+        for (i, word) in region.words_in(self.span).iter().enumerate() {
+            let mut state = word.get();
+            if state.dropped && state.place == Place::System {
+                let page = self.span.first_page() + PageCount::from_usize(i);
+                self.block
+                    .process
+                    .settle_holes(region, Span::page_of(page.start()));
+                state = word.get();
+            }
             let kept = match state.place {
                 Place::Device(device) | Place::Leaving(device) => KeptReason::OnDevice(device),
                 _ if state.unmapped => KeptReason::Unmapped,
@@ -98,7 +101,7 @@ impl<'b> LinuxOutbound<'b> {
                     continue;
                 }
             };
-            *source = Source::Kept(kept);
+            self.sources[i] = Source::Kept(kept);
         }
         any
     }
@@ -139,10 +142,14 @@ impl<'b> LinuxOutbound<'b> {
         let (process, words) = (self.block.process, self.block.region.words_in(self.span));
         let goes = |i: usize| matches!(words[i].get().place, Place::Device(_));
         let is_in = |i: usize| self.in_place.contains(i);
-        for run in runs(self.span, |i| is_in(i) && self.sources[i].is_collected() && goes(i)) {
+        for run in runs(self.span, |i| {
+            is_in(i) && self.sources[i].is_collected() && goes(i)
+        }) {
             process.mover.settle(run, self.block.state());
         }
-        for run in runs(self.span, |i| is_in(i) && !(self.sources[i].is_collected() && goes(i))) {
+        for run in runs(self.span, |i| {
+            is_in(i) && !(self.sources[i].is_collected() && goes(i))
+        }) {
             process.mover.release(run);
         }
     }
@@ -167,7 +174,8 @@ impl<'b> LinuxOutbound<'b> {
             if filled.errno.is_some()
                 && let Ok(left) = Span::new(run.start() + filled.done, run.end())
             {
-                left.pages().for_each(|page| self.put_page_back(Span::page_of(page.start())));
+                left.pages()
+                    .for_each(|page| self.put_page_back(Span::page_of(page.start())));
             }
         }
         // What was moved by the program goes after it.
@@ -176,7 +184,10 @@ impl<'b> LinuxOutbound<'b> {
                 self.put_page_back(Span::page_of(page.start()));
             }
         }
-        for word in words.iter().filter(|word| word.get().place == Place::Collected) {
+        for word in words
+            .iter()
+            .filter(|word| word.get().place == Place::Collected)
+        {
             word.settle_system();
         }
     }
@@ -217,9 +228,7 @@ impl<'b> LinuxOutbound<'b> {
             }
             let to = moved_to.unwrap_or(page);
             let filled = match process.mover.put_back(to, from) {
-                refused if refused.errno == Some(Errno::INVAL) => {
-                    process.mover.fill_copy(to, from)
-                }
+                refused if refused.errno == Some(Errno::INVAL) => process.mover.fill_copy(to, from),
                 filled => filled,
             };
             drop(held);

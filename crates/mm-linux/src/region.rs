@@ -62,7 +62,7 @@ impl Region {
     pub(crate) fn new(span: Span) -> Result<Self, Errno> {
         let words = ByteSize::from_usize(span.page_count().as_usize() * size_of::<PageWord>());
         let blocks = span.blocks().count() * size_of::<BlockState>();
-        let map = |size| Request::new(size).never_huge().dont_fork().map();
+        let map = |size| Request::new(size).never_huge().dont_fork().locked().map();
         Ok(Self {
             span,
             token: next_token(),
@@ -178,8 +178,7 @@ impl BlockState {
     pub(crate) fn take_own_remove(&self, page: PageIndex) -> bool {
         let (word, bit) = Self::place_of(page);
         let word = &self.own_removes[word];
-        word.load(Ordering::Relaxed) & bit != 0
-            && word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+        word.load(Ordering::Relaxed) & bit != 0 && word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
     }
 
     /// Whether events of removals are still expected.

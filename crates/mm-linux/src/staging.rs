@@ -36,6 +36,8 @@ use rustix::io::Errno;
 const SLOTS: usize = 24;
 /// How many warm slots are kept; 2 MiB of RAM each.
 const MAX_WARM: usize = 8;
+/// How many of them of one kind the other kind leaves alone.
+const FEW_WARM: usize = 2;
 /// How long to wait for a slot.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -246,6 +248,40 @@ impl Slot<'_> {
         self.staging.area.span().start() + ByteSize::new(BLOCK_SIZE.get() * before)
     }
 
+    /// Before a warm slot goes back: another one of the other kind, or this one, gives its pages up
+    /// when there are enough. Only a hint: several at once may each find room, and all be kept.
+    fn make_room(&mut self, other_kind: Content) {
+        let other = {
+            let mut slots = self.staging.slots.lock();
+            let count = |kind| {
+                slots
+                    .iter()
+                    .filter(|slot| **slot == State::Free(kind))
+                    .count()
+            };
+            let others = count(other_kind);
+            if others + count(self.content) < MAX_WARM {
+                return;
+            }
+            let of_other_kind = |slot: &State| *slot == State::Free(other_kind);
+            let index = slots
+                .iter()
+                .position(of_other_kind)
+                .filter(|_| others > FEW_WARM);
+            index.map(|index| {
+                slots[index] = State::Held;
+                Slot {
+                    staging: self.staging,
+                    index,
+                    content: Content::Some,
+                }
+            })
+        };
+        if other.is_none() {
+            self.discard();
+        }
+    }
+
     fn discard(&mut self) {
         // SAFETY: the slot is ours, and nobody relies on the bytes of a slot that is given up.
         let discarded = unsafe { map::discard(self.span()) };
@@ -256,19 +292,11 @@ impl Slot<'_> {
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        let is_warm = |state: &State| {
-            matches!(state, State::Free(Content::Huge | Content::Base))
-        };
-        let keep = match self.content {
-            Content::Clean | Content::Table => true,
-            // Only a hint: several at once may each find room, and all be kept.
-            Content::Huge | Content::Base => {
-                self.staging.slots.lock().iter().filter(|slot| is_warm(slot)).count() < MAX_WARM
-            }
-            Content::Some => false,
-        };
-        if !keep {
-            self.discard();
+        match self.content {
+            Content::Clean | Content::Table => {}
+            Content::Huge => self.make_room(Content::Base),
+            Content::Base => self.make_room(Content::Huge),
+            Content::Some => self.discard(),
         }
         self.staging.slots.lock()[self.index] = State::Free(self.content);
         self.staging.returned.notify_one();
@@ -285,7 +313,10 @@ mod tests {
 
     fn count(staging: &Staging, content: Content) -> usize {
         let slots = staging.slots.lock();
-        slots.iter().filter(|slot| **slot == State::Free(content)).count()
+        slots
+            .iter()
+            .filter(|slot| **slot == State::Free(content))
+            .count()
     }
 
     #[test]
@@ -318,7 +349,9 @@ mod tests {
     #[test]
     fn a_slot_of_the_wrong_kind_is_emptied_rather_than_split() {
         let staging = pool();
-        let mut held: Vec<_> = (0..SLOTS).filter_map(|_| staging.take_empty(false)).collect();
+        let mut held: Vec<_> = (0..SLOTS)
+            .filter_map(|_| staging.take_empty(false))
+            .collect();
         let mut last = held.pop().unwrap();
         last.holds(Content::Base);
         drop(last);
@@ -345,5 +378,24 @@ mod tests {
         assert_eq!(count(&staging, Content::Huge), MAX_WARM);
         assert_eq!(count(&staging, Content::Clean), SLOTS - MAX_WARM);
         assert_eq!(staging.in_use(), 0);
+    }
+
+    #[test]
+    fn the_kind_that_is_in_demand_takes_the_room() {
+        let staging = pool();
+        let leave = |content| {
+            let slots: Vec<_> = (0..MAX_WARM)
+                .filter_map(|_| staging.take_empty(true))
+                .collect();
+            for mut slot in slots {
+                slot.holds(content);
+            }
+        };
+        leave(Content::Huge);
+        leave(Content::Base);
+        assert_eq!(count(&staging, Content::Huge), FEW_WARM);
+        assert_eq!(count(&staging, Content::Base), MAX_WARM - FEW_WARM);
+        leave(Content::Huge);
+        assert_eq!(count(&staging, Content::Base), FEW_WARM);
     }
 }

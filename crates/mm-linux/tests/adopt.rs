@@ -1,5 +1,11 @@
 //! What is mirrored, what is watched, and what costs nothing.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
 mod common;
 
 use common::memory::{self, Memory, Pages, check_zero, is_registered, pages};
@@ -19,7 +25,11 @@ on_userfaultfd_rungs!(
     pages_leave_armed_memory_only,
     armed_memory_that_was_never_touched_is_zeroes,
 );
-on_rungs!(rung_4_signals, gpusvm_mm_linux::Rung::Signals, nothing_is_adopted_without_events);
+on_rungs!(
+    rung_4_signals,
+    gpusvm_mm_linux::Rung::Signals,
+    nothing_is_adopted_without_events
+);
 
 fn each_refusal_names_what_is_wrong(world: &World) {
     let adopt = |at: VirtAddr, len| world.process.adopt(at, len);
@@ -28,18 +38,30 @@ fn each_refusal_names_what_is_wrong(world: &World) {
 
     let inside = VirtAddr::new(at.get() + 5);
     let little = ByteSize::new(4096);
-    let refused = Err(AdoptError::Empty { at: inside, len: little });
+    let refused = Err(AdoptError::Empty {
+        at: inside,
+        len: little,
+    });
     assert_eq!(adopt(inside, little), refused);
-    let nothing = Err(AdoptError::Empty { at, len: ByteSize::ZERO });
+    let nothing = Err(AdoptError::Empty {
+        at,
+        len: ByteSize::ZERO,
+    });
     assert_eq!(adopt(at, ByteSize::ZERO), nothing);
 
     let hole = Span::from_len(at + pages(100), pages(3)).unwrap();
     memory::unmap(hole);
-    assert_eq!(adopt(at, len), Err(AdoptError::Unmapped { at: hole.start() }));
+    assert_eq!(
+        adopt(at, len),
+        Err(AdoptError::Unmapped { at: hole.start() })
+    );
     memory::map_at(hole);
 
     memory::protect(hole, libc::PROT_READ);
-    assert_eq!(adopt(at, len), Err(AdoptError::NotWritable { mapping: hole }));
+    assert_eq!(
+        adopt(at, len),
+        Err(AdoptError::NotWritable { mapping: hole })
+    );
     memory::unmap(hole);
 
     let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -48,16 +70,25 @@ fn each_refusal_names_what_is_wrong(world: &World) {
     // SAFETY: nothing that is there is replaced.
     let shared = unsafe { libc::mmap(place, hole.len().as_usize(), access, flags, -1, 0) };
     assert_eq!(shared, place);
-    assert_eq!(adopt(at, len), Err(AdoptError::NotAnonymous { mapping: hole }));
+    assert_eq!(
+        adopt(at, len),
+        Err(AdoptError::NotAnonymous { mapping: hole })
+    );
     memory::unmap(hole);
     assert!(!is_registered(at), "nothing of it is left");
     memory::unmap(span);
     assert_eq!(
         world.process.allocate(ByteSize::ZERO),
-        Err(AdoptError::Empty { at: VirtAddr::new(0), len: ByteSize::ZERO })
+        Err(AdoptError::Empty {
+            at: VirtAddr::new(0),
+            len: ByteSize::ZERO
+        })
     );
     let too_much = ByteSize::new(u64::MAX);
-    assert_eq!(world.process.allocate(too_much), Err(AdoptError::NoMemory { len: too_much }));
+    assert_eq!(
+        world.process.allocate(too_much),
+        Err(AdoptError::NoMemory { len: too_much })
+    );
     world.process.stop();
     assert_eq!(adopt(at, len), Err(AdoptError::Gone));
     assert_eq!(world.process.allocate(BLOCK_SIZE), Err(AdoptError::Gone));
@@ -72,7 +103,9 @@ fn nothing_is_adopted_without_events(world: &World) {
 
 /// A second engine is as foreign as the program's own userfaultfd.
 fn memory_of_another_userfaultfd_is_taken(world: &World) {
-    let options = gpusvm_mm_linux::Options { rung: Some(world.rung) };
+    let options = gpusvm_mm_linux::Options {
+        rung: Some(world.rung),
+    };
     let other = gpusvm_mm_linux::Process::start(options).unwrap();
     let span = memory::map(ByteSize::mib(4));
     let theirs = Span::from_len(span.start() + BLOCK_SIZE, BLOCK_SIZE).unwrap();
@@ -80,7 +113,10 @@ fn memory_of_another_userfaultfd_is_taken(world: &World) {
     let token = other.arm(theirs).unwrap();
     let refused = world.process.adopt(span.start(), span.len());
     assert_eq!(refused, Err(AdoptError::Taken { span }));
-    assert!(!is_registered(span.start()), "what was registered is let go");
+    assert!(
+        !is_registered(span.start()),
+        "what was registered is let go"
+    );
     assert!(is_registered(theirs.start()), "what is theirs is not");
     other.disarm(theirs, token);
     assert_eq!(world.process.adopt(span.start(), span.len()), Ok(span));
@@ -96,9 +132,18 @@ fn twice_is_once_too_often(world: &World) {
     let part = memory.part(pages(3), pages(9));
     for span in [memory.span(), part] {
         let refused = world.process.adopt(span.start(), span.len());
-        assert_eq!(refused, Err(AdoptError::Overlaps { other: memory.span() }));
+        assert_eq!(
+            refused,
+            Err(AdoptError::Overlaps {
+                other: memory.span()
+            })
+        );
     }
-    assert_eq!(world.on_device(memory.span()), 512, "nothing happened to it");
+    assert_eq!(
+        world.on_device(memory.span()),
+        512,
+        "nothing happened to it"
+    );
     memory.check(2);
     memory.disarm(&world.process);
     memory.end(&world.process);
@@ -115,17 +160,21 @@ fn unadopted_memory_is_plain(world: &World) {
     memory::advise(memory.span(), libc::MADV_DONTNEED).unwrap();
     check_zero(memory.span());
     assert_eq!(world.process.stats().cpu_faults, faults);
-    let refused = world.process.lock_block(memory.part(pages(0), pages(1))).map(drop);
+    let refused = world
+        .process
+        .lock_block(memory.part(pages(0), pages(1)))
+        .map(drop);
     assert!(matches!(refused, Err(MmError::NotMirrored { .. })));
     memory::unmap(memory.span());
 }
 
 fn arming_is_counted_by_block(world: &World) {
     let memory = Memory::new(&world.process, ByteSize::mib(6), Pages::Base);
-    let (low, mid) = (memory.part(pages(0), pages(700)), memory.part(pages(600), pages(600)));
-    let registered = || {
-        [0, 2, 4].map(|mib| is_registered(memory.at(ByteSize::mib(mib))))
-    };
+    let (low, mid) = (
+        memory.part(pages(0), pages(700)),
+        memory.part(pages(600), pages(600)),
+    );
+    let registered = || [0, 2, 4].map(|mib| is_registered(memory.at(ByteSize::mib(mib))));
     assert_eq!(registered(), [false; 3]);
     let first = world.process.arm(low).unwrap();
     assert_eq!(registered(), [true, true, false]);
@@ -153,7 +202,10 @@ fn memory_that_is_not_armed_faults_natively(world: &World) {
     memory::advise(memory.span(), libc::MADV_DONTNEED).unwrap();
     check_zero(memory.span());
     let stats = world.process.stats();
-    assert_eq!((stats.zero_fills, stats.cpu_faults, stats.events), (0, 0, 0));
+    assert_eq!(
+        (stats.zero_fills, stats.cpu_faults, stats.events),
+        (0, 0, 0)
+    );
     memory.end(&world.process);
     let huge = Memory::new(&world.process, BLOCK_SIZE, Pages::Huge);
     huge.fill(1);
@@ -166,7 +218,10 @@ fn a_token_of_a_mapping_that_is_gone_does_nothing(world: &World) {
     let old = world.process.arm(memory.span()).unwrap();
     world.process.unadopt(memory.span()).unwrap();
     assert!(!is_registered(memory.span().start()));
-    let span = world.process.adopt(memory.span().start(), BLOCK_SIZE).unwrap();
+    let span = world
+        .process
+        .adopt(memory.span().start(), BLOCK_SIZE)
+        .unwrap();
     let token = world.process.arm(span).unwrap();
     world.process.disarm(span, old);
     assert!(is_registered(span.start()));
@@ -180,7 +235,12 @@ fn pages_leave_armed_memory_only(world: &World) {
     memory.fill(1);
     let mut block = world.process.lock_block(memory.span()).unwrap();
     let refused = block.collect(memory.span(), common::OWNER).map(drop);
-    assert_eq!(refused, Err(MmError::NotArmed { span: memory.span() }));
+    assert_eq!(
+        refused,
+        Err(MmError::NotArmed {
+            span: memory.span()
+        })
+    );
     drop(block);
     memory.check(1);
     memory.end(&world.process);

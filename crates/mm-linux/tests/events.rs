@@ -1,5 +1,11 @@
 //! What the program does to its mappings while pages are elsewhere, or on the way.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
 mod common;
 
 use common::memory::{self, Memory, Pages, check_moved, check_zero, pages};
@@ -242,7 +248,12 @@ enum Change {
     RemapKept,
 }
 
-const CHANGES: [Change; 4] = [Change::Unmap, Change::Drop, Change::Remap, Change::RemapKept];
+const CHANGES: [Change; 4] = [
+    Change::Unmap,
+    Change::Drop,
+    Change::Remap,
+    Change::RemapKept,
+];
 
 /// Between collect and the end: with a commit, or an abort; of all of the block, or a part.
 fn changes_while_out(world: &World) {
@@ -321,7 +332,12 @@ fn apply(change: Change, part: Span) -> Option<Span> {
 
 fn check_change(world: &World, memory: &Memory, change: Change, part: Span, to: Option<Span>) {
     let span = memory.span();
-    for rest in span.without(part).into_iter().flatten().filter(|rest| *rest != part) {
+    for rest in span
+        .without(part)
+        .into_iter()
+        .flatten()
+        .filter(|rest| *rest != part)
+    {
         memory.check_part(rest, 3);
     }
     match change {
@@ -341,7 +357,10 @@ fn check_change(world: &World, memory: &Memory, change: Change, part: Span, to: 
     }
     memory::unmap(span);
     world.process.settle_events();
-    assert!(matches!(world.process.mirrored(span.start()), Mirror::Gap(_)));
+    assert!(matches!(
+        world.process.mirrored(span.start()),
+        Mirror::Gap(_)
+    ));
 }
 
 /// Both parts share one lock and one state: what is armed later must be armed for both.
@@ -386,7 +405,9 @@ fn many_removals_at_once(world: &World) {
     let memory = own(world, ByteSize::mib(8));
     world.out(memory.span());
     {
-        let busy = world.process.lock_block(memory.part(ByteSize::ZERO, BLOCK_SIZE));
+        let busy = world
+            .process
+            .lock_block(memory.part(ByteSize::ZERO, BLOCK_SIZE));
         let busy = busy.unwrap();
         for page in (0..2048).step_by(2) {
             memory::advise(memory.part(pages(page), pages(1)), libc::MADV_DONTNEED).unwrap();
@@ -438,7 +459,11 @@ impl Drop for Stops<'_> {
     }
 }
 
-on_rungs!(rung_1_only, gpusvm_mm_linux::Rung::Move, protection_has_no_event);
+on_rungs!(
+    rung_1_only,
+    gpusvm_mm_linux::Rung::Move,
+    protection_has_no_event
+);
 
 /// A permission change is not heard of: the words do not change.
 fn protection_has_no_event(world: &World) {

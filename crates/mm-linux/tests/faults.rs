@@ -1,9 +1,16 @@
 //! CPU faults: many at once, too early, and in vain.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test may panic, and look at the clock"
+)]
+
 mod common;
 
-use common::memory::{self, Pages, pages};
 use common::World;
+use common::memory::{self, Pages, pages};
 use gpusvm_mm::{AddressSpace, Block, Home};
 use gpusvm_mm_linux::Rung;
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount};
@@ -51,7 +58,10 @@ fn many_threads_fault_on_many_blocks(world: &World) {
                     scope.spawn(move || {
                         for block in 0..16 {
                             let block = (start + block) % 16;
-                            memory.check_part(memory.part(ByteSize::mib(2 * block), BLOCK_SIZE), seed);
+                            memory.check_part(
+                                memory.part(ByteSize::mib(2 * block), BLOCK_SIZE),
+                                seed,
+                            );
                         }
                     });
                 }
@@ -102,7 +112,9 @@ fn more_blocks_wait_than_there_is_room(world: &World) {
         return;
     }
     let memory = world.memory_of_one_page_each(BLOCKS);
-    world.device.set_timeslice(world.process.now(), Duration::from_millis(500));
+    world
+        .device
+        .set_timeslice(world.process.now(), Duration::from_millis(500));
     std::thread::scope(|scope| {
         for block in 0..BLOCKS {
             let at = memory.at(ByteSize::mib(2 * block));
@@ -124,7 +136,10 @@ fn a_fault_on_a_busy_block_is_served_when_it_is_free(world: &World) {
             let thread = scope.spawn(|| memory.check(2));
             std::thread::sleep(Duration::from_millis(50));
             assert!(!thread.is_finished());
-            assert!(matches!(block.home(memory.span().first_page()), Home::Device(_)));
+            assert!(matches!(
+                block.home(memory.span().first_page()),
+                Home::Device(_)
+            ));
             drop(block);
             thread.join().unwrap();
         });
@@ -143,7 +158,9 @@ fn dies_of(test: &str, rung: Rung) -> Option<i32> {
     };
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
     let name = format!("{module}::{test}");
-    child.args([name.as_str(), "--exact", "--nocapture"]).env(DIE, "1");
+    child
+        .args([name.as_str(), "--exact", "--nocapture"])
+        .env(DIE, "1");
     child.stderr(std::process::Stdio::null());
     child.stdout(std::process::Stdio::null());
     child.status().unwrap().signal()

@@ -1,5 +1,11 @@
 //! Fork in the middle of everything.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
 mod common;
 
 use common::memory::{self, Pages, pages};
@@ -38,7 +44,11 @@ fn exit_code(pid: libc::pid_t) -> i32 {
     let mut status = 0;
     // SAFETY: our own child, and a status of our own.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    assert!(libc::WIFEXITED(status), "killed by {}", libc::WTERMSIG(status));
+    assert!(
+        libc::WIFEXITED(status),
+        "killed by {}",
+        libc::WTERMSIG(status)
+    );
     libc::WEXITSTATUS(status)
 }
 
@@ -161,7 +171,9 @@ fn two_threads_fork(world: &World) {
             }
         };
         let threads = [scope.spawn(forks), scope.spawn(forks)];
-        threads.map(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         stop.store(true, Ordering::Relaxed);
     });
     memory::load(memory.span().start());

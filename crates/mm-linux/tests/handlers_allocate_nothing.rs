@@ -1,15 +1,21 @@
 //! Handler threads allocate nothing after they have started: the heap may be in the very page that
 //! they are to bring home, or its lock held by a thread that waits for them.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
 mod common;
 
 use common::World;
 use common::memory;
 use common::memory::pages;
+use gpusvm_mm::AddressSpace;
 use gpusvm_testkit::CountingAllocator;
 use gpusvm_types::{BLOCK_SIZE, ByteSize};
 use std::time::Duration;
-use gpusvm_mm::AddressSpace;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator::new();
@@ -30,7 +36,9 @@ fn faults_of_all_kinds_allocate_nothing(world: &World) {
             memory.check(window);
         }
         world.out(memory.span());
-        world.device.set_timeslice(world.process.now(), Duration::from_millis(20));
+        world
+            .device
+            .set_timeslice(world.process.now(), Duration::from_millis(20));
         memory.check(2048);
         if !world.is_signals() {
             world.out(memory.span());

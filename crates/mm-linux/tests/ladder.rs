@@ -1,5 +1,11 @@
 //! What the ladder comes to when privileges are taken away.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
 mod common;
 
 use common::World;
@@ -14,7 +20,9 @@ const LAUNCHED: &str = "GPUSVM_TEST_LAUNCHED";
 
 fn again(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([name, "--exact", "--nocapture"]).env(LAUNCHED, "1");
+    command
+        .args([name, "--exact", "--nocapture"])
+        .env(LAUNCHED, "1");
     // What is taken away on purpose may be missing.
     command.env_remove(gpusvm_testkit::require::REQUIRE);
     command
@@ -41,7 +49,10 @@ fn round_trip(rung: Rung) {
 
 fn is_refused(rung: Rung) {
     let refused = Process::start(Options { rung: Some(rung) });
-    assert!(matches!(refused, Err(StartError::NoRung { .. })), "{rung:?}");
+    assert!(
+        matches!(refused, Err(StartError::NoRung { .. })),
+        "{rung:?}"
+    );
 }
 
 #[test]
@@ -59,15 +70,24 @@ fn without_any_userfaultfd_there_are_signals() {
         Rung::UserMode { moves: true },
         Rung::UserMode { moves: false },
     ]
-    .map(is_refused);
-    assert_eq!(Process::start(Options::default()).map(|p| p.rung()).ok(), Some(Rung::Signals));
+    .into_iter()
+    .for_each(is_refused);
+    assert_eq!(
+        Process::start(Options::default()).map(|p| p.rung()).ok(),
+        Some(Rung::Signals)
+    );
 }
 
 #[test]
 fn the_last_rung_carries_without_userfaultfd() {
     if !launched() {
         let mut command = again("the_last_rung_carries_without_userfaultfd");
-        assert!(without_userfaultfd(&mut command).status().unwrap().success());
+        assert!(
+            without_userfaultfd(&mut command)
+                .status()
+                .unwrap()
+                .success()
+        );
         return;
     }
     round_trip(Rung::Signals);
@@ -86,10 +106,12 @@ fn nobody_stands_on_the_third_rung() {
     }
     let best = Capabilities::probe().best_rung();
     let Rung::UserMode { .. } = best else {
-        unavailable(&format!("userfaultfd is open to everybody, or to nobody: {best:?}"));
+        unavailable(&format!(
+            "userfaultfd is open to everybody, or to nobody: {best:?}"
+        ));
         return;
     };
-    [Rung::Move, Rung::Copy].map(is_refused);
+    [Rung::Move, Rung::Copy].into_iter().for_each(is_refused);
     round_trip(best);
     system_calls_fail_on_pages_that_are_away(best);
 }
@@ -100,7 +122,10 @@ fn system_calls_fail_on_pages_that_are_away(rung: Rung) {
     let memory = world.memory(BLOCK_SIZE, Pages::Base);
     world.out(memory.span());
     let write = || {
-        let null = std::fs::File::options().write(true).open("/dev/urandom").unwrap();
+        let null = std::fs::File::options()
+            .write(true)
+            .open("/dev/urandom")
+            .unwrap();
         let at = memory::pointer(memory.span().start()).cast();
         // SAFETY: mapped; what is not there is refused.
         unsafe { libc::write(std::os::fd::AsRawFd::as_raw_fd(&null), at, 64) }

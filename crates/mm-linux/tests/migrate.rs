@@ -1,5 +1,11 @@
 //! RAM to device and back: what comes home is what left.
 
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
 mod common;
 
 use common::memory::{self, Memory, Pages, check_zero, pages};
@@ -66,7 +72,7 @@ fn writers_lose_nothing(world: &World) {
     const THREADS: u64 = 3;
     world.each_kind(BLOCK_SIZE, |memory| {
         let stop = AtomicBool::new(false);
-        let written = [const { AtomicU64::new(0) }; THREADS as usize];
+        let written = [(); 3].map(|()| AtomicU64::new(0));
         let slot = |thread: u64, i: u64| ByteSize::new(i % 512 * 4096 + 64 + thread * 8);
         for thread in 0..THREADS {
             (0..512).for_each(|i| memory.word(slot(thread, i)).store(0, Ordering::Relaxed));
@@ -125,7 +131,9 @@ fn abort_home_leaves_everything(world: &World) {
         world.out(memory.span());
         for _ in 0..20 {
             let mut block = world.process.lock_block(memory.span()).unwrap();
-            let collected = block.collect_device(memory.span(), &mut |_, _| true).unwrap();
+            let collected = block
+                .collect_device(memory.span(), &mut |_, _| true)
+                .unwrap();
             assert_eq!(collected.leaving().iter().flatten().count(), 512);
             drop(collected);
             drop(block);
@@ -143,7 +151,10 @@ fn holes_are_reported_and_come_home_as_zeroes(world: &World) {
     let memory = Memory::new(&world.process, ByteSize::mib(4), Pages::Base);
     memory.arm(&world.process);
     // Never touched at all.
-    let (low, high) = (memory.part(ByteSize::ZERO, BLOCK_SIZE), memory.part(BLOCK_SIZE, BLOCK_SIZE));
+    let (low, high) = (
+        memory.part(ByteSize::ZERO, BLOCK_SIZE),
+        memory.part(BLOCK_SIZE, BLOCK_SIZE),
+    );
     let mut block = world.process.lock_block(low).unwrap();
     let collected = block.collect(low, OWNER).unwrap();
     assert_eq!(count(collected.sources(), |s| *s == Source::Hole), 512);
@@ -157,7 +168,10 @@ fn holes_are_reported_and_come_home_as_zeroes(world: &World) {
     memory.fill_part(memory.part(BLOCK_SIZE + pages(100), pages(3)), 5);
     let mut block = world.process.lock_block(high).unwrap();
     let collected = block.collect(high, OWNER).unwrap();
-    assert_eq!(count(collected.sources(), |s| matches!(s, Source::Page(_))), 3);
+    assert_eq!(
+        count(collected.sources(), |s| matches!(s, Source::Page(_))),
+        3
+    );
     assert_eq!(count(collected.sources(), |s| *s == Source::Hole), 509);
     drop(collected);
     drop(block);
@@ -198,7 +212,15 @@ fn zero_pages_come_home_as_zeroes(world: &World) {
 fn partial_spans_leave_the_rest(world: &World) {
     world.each_kind(ByteSize::mib(4), |memory| {
         memory.fill(9);
-        let parts = [(1, 1), (3, 2), (16, 16), (100, 300), (511, 1), (512, 5), (1023, 1)];
+        let parts = [
+            (1, 1),
+            (3, 2),
+            (16, 16),
+            (100, 300),
+            (511, 1),
+            (512, 5),
+            (1023, 1),
+        ];
         for (first, n) in parts {
             world.out(memory.part(pages(first), pages(n)));
         }
@@ -314,7 +336,9 @@ fn stop_brings_everything_home(world: &World) {
         soon("handlers end", || !std::path::Path::new(&task).exists());
     }
     assert_eq!(world.process.stats().cpu_faults, 0, "nobody had to fault");
-    let gone = world.process.lock_block(memories[0].part(ByteSize::ZERO, BLOCK_SIZE));
+    let gone = world
+        .process
+        .lock_block(memories[0].part(ByteSize::ZERO, BLOCK_SIZE));
     assert!(matches!(gone, Err(MmError::Gone)));
     // Native faults: nobody is there to serve any other.
     memory::advise(memories[1].span(), libc::MADV_DONTNEED).unwrap();
@@ -342,7 +366,10 @@ fn foreign_pages_come_home_for_a_snapshot(world: &World) {
         world.out(memory.span());
         let mut homes = [Home::Unmapped; 512];
         let span = memory.span();
-        world.process.range_fault(span, Some(OWNER), &mut homes).unwrap();
+        world
+            .process
+            .range_fault(span, Some(OWNER), &mut homes)
+            .unwrap();
         assert!(homes.iter().all(|home| matches!(home, Home::Device(_))));
         world.process.range_fault(span, None, &mut homes).unwrap();
         assert!(homes.iter().all(|home| *home == Home::System));

@@ -66,7 +66,7 @@ impl MmError {
         match self {
             Self::Gone | Self::StuckOnDevice { .. } => 14, // EFAULT
             Self::NotMirrored { .. } | Self::Unstable { .. } => 16, // EBUSY
-            Self::CrossesBlock { .. } | Self::NotArmed { .. } => 22,               // EINVAL
+            Self::CrossesBlock { .. } | Self::NotArmed { .. } => 22, // EINVAL
             Self::NoStaging { .. } => 12,                  // ENOMEM
             Self::TooManyDevices => 28,                    // ENOSPC
             Self::System { errno, .. } => *errno,

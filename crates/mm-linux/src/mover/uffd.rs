@@ -16,6 +16,15 @@ use gpusvm_types::{BLOCK_SIZE, ByteSize, DmaAddr, PAGE_SIZE, Span, VirtAddr};
 use rustix::io::Errno;
 use rustix::mm::MprotectFlags;
 
+/// How pages are moved.
+struct Errand<'a> {
+    /// Whose the destination is.
+    to: &'a Uffd,
+    /// Who waits for the destination goes on waiting.
+    dont_wake: bool,
+    patience: u32,
+}
+
 /// How often a call that says `EAGAIN` is made again by and by: about a second.
 const PATIENT: u32 = 10_000;
 /// As often as it takes to find out that it will not do to wait here.
@@ -47,12 +56,14 @@ impl UffdMover {
     /// Moves out as far as it goes, around pages that do not move.
     fn move_out(
         &self,
-        staging: &Uffd,
         run: Span,
         slot: VirtAddr,
         sources: &mut [Source],
         block: &BlockState,
     ) -> Result<Taken, Errno> {
+        let Some(staging) = &self.staging else {
+            return self.protect_in_place(run, sources);
+        };
         let mut rest = Some(run);
         let mut broke_sharing = None;
         while let Some(left) = rest {
@@ -94,50 +105,67 @@ impl UffdMover {
     }
 
     fn move_to_slot(&self, staging: &Uffd, from: Span, to: VirtAddr) -> Progress {
-        let flags = MoveFlags {
-            allow_holes: true,
+        let errand = Errand {
+            to: staging,
             dont_wake: true,
+            patience: PATIENT,
         };
         // SAFETY: the block is locked, so whoever touches a page of it waits until it is put back
         // or settled; or it is the nursery's. The slot is ours and empty there.
-        unsafe { self.move_all(staging, from, to, flags, PATIENT) }
+        unsafe { self.move_all(from, to, &errand) }
     }
 
-    /// Moves as far as it goes.
+    /// Moves as far as it goes; holes stay holes, and count as moved.
     ///
-    /// Linux 6.18 can move base pages and not say so: after a race that it resolves by itself it tries
-    /// them once more, and reports `EEXIST` for what it has just put there. A page that is gone at its
-    /// old place has moved, whatever is said.
+    /// Linux 6.18 loses count after a race that it resolves by itself: it tries once more what it has
+    /// just done. For a page, that ends with `EEXIST`, so a page that is gone at its old place has
+    /// moved, whatever is said. For a hole, where holes are allowed, it never ends; so they are not
+    /// allowed, and passed over here.
     ///
     /// # Safety
     ///
     /// As [`Uffd::move_pages`].
-    unsafe fn move_all(
-        &self,
-        to_fd: &Uffd,
-        from: Span,
-        to: VirtAddr,
-        flags: MoveFlags,
-        patience: u32,
-    ) -> Progress {
+    unsafe fn move_all(&self, from: Span, to: VirtAddr, errand: &Errand<'_>) -> Progress {
+        let flags = MoveFlags {
+            allow_holes: false,
+            dont_wake: errand.dont_wake,
+        };
         let mut done = ByteSize::ZERO;
         loop {
-            let moved = again(patience, |more| {
+            let moved = again(errand.patience, |more| {
                 let done = done + more;
+                let (dst, src, len) = (to + done, from.start() + done, from.len() - done);
                 // SAFETY: as the caller promises.
-                unsafe { to_fd.move_pages(to + done, from.start() + done, from.len() - done, flags) }
+                unsafe { errand.to.move_pages(dst, src, len, flags) }
             });
             done += moved.done;
-            let next = Span::page_of(from.start() + done);
-            let is_gone = || self.pages.is_absent(next);
-            if moved.errno != Some(Errno::EXIST) || !is_gone() {
+            let left = Span::new(from.start() + done, from.end());
+            let (Some(Errno::EXIST | Errno::NOENT), Ok(left)) = (moved.errno, left) else {
+                let errno = moved.errno;
+                return Progress { done, errno };
+            };
+            let gone = match moved.errno {
+                Some(Errno::EXIST) => self.hole_at(Span::page_of(left.start())),
+                _ => self.hole_at(left),
+            };
+            if gone.is_zero() {
                 let errno = moved.errno;
                 return Progress { done, errno };
             }
-            done += PAGE_SIZE;
+            done += gone;
             if done == from.len() {
                 return Progress { done, errno: None };
             }
+        }
+    }
+
+    /// How much of `span` is a hole, from its start on.
+    fn hole_at(&self, span: Span) -> ByteSize {
+        let mut next = [PageRegion::EMPTY];
+        match self.pages.scan(span, &mut next) {
+            Ok(scanned) if scanned.regions == 0 => span.len(),
+            Ok(_) => next[0].start.max(span.start()).offset_from(span.start()),
+            Err(_) => ByteSize::ZERO,
         }
     }
 
@@ -246,10 +274,7 @@ impl Mover for UffdMover {
         block: &BlockState,
     ) -> Result<Taken, Errno> {
         sources.fill(Source::Hole);
-        match &self.staging {
-            Some(staging) => self.move_out(staging, run, slot, sources, block),
-            None => self.protect_in_place(run, sources),
-        }
+        self.move_out(run, slot, sources, block)
     }
 
     fn settle(&self, run: Span, block: &BlockState) {
@@ -270,12 +295,13 @@ impl Mover for UffdMover {
     }
 
     fn put_back(&self, run: Span, slot: VirtAddr) -> Filled {
-        let flags = MoveFlags {
-            allow_holes: true,
+        let errand = Errand {
+            to: &self.program,
             dont_wake: false,
+            patience: HASTY,
         };
         // SAFETY: the slot holds what the pages are to become, and the run is missing.
-        let moved = unsafe { self.move_all(&self.program, slot_run(run, slot), run.start(), flags, HASTY) };
+        let moved = unsafe { self.move_all(slot_run(run, slot), run.start(), &errand) };
         Filled {
             done: moved.done,
             moved: true,
@@ -371,7 +397,11 @@ fn again(patience: u32, mut call: impl FnMut(ByteSize) -> Progress) -> Progress 
     loop {
         let progress = call(done);
         done += progress.done;
-        stuck = if progress.done.is_zero() { stuck + 1 } else { 0 };
+        stuck = if progress.done.is_zero() {
+            stuck + 1
+        } else {
+            0
+        };
         if progress.errno != Some(Errno::AGAIN) || stuck == patience {
             let errno = progress.errno;
             return Progress { done, errno };

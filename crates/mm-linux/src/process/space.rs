@@ -5,8 +5,8 @@ use crate::block::BlockGuard;
 use crate::sys::procmem::ProcMem;
 use core::time::Duration;
 use gpusvm_mm::{
-    AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home, Mirror,
-    MmError, Notifiers, Time, Vma, VmaKind, Wanted,
+    AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
+    Mirror, MmError, Notifiers, Time, Vma, VmaKind, Wanted,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
@@ -50,7 +50,9 @@ impl AddressSpace for Process {
 
     fn is_readable(&self, at: VirtAddr) -> bool {
         let mut byte = [0];
-        ProcMem::open().and_then(|memory| memory.read(at, &mut byte)).is_ok_and(|read| read == 1)
+        ProcMem::open()
+            .and_then(|memory| memory.read(at, &mut byte))
+            .is_ok_and(|read| read == 1)
     }
 
     fn mirrored(&self, at: VirtAddr) -> Mirror {
@@ -74,7 +76,10 @@ impl AddressSpace for Process {
         if self.is_gone() {
             return Err(MmError::Gone);
         }
-        let part = self.regions.find(span.start()).filter(|part| part.span.covers(span));
+        let part = self
+            .regions
+            .find(span.start())
+            .filter(|part| part.span.covers(span));
         let token = part.ok_or(MmError::NotMirrored { span })?.region.token();
         for piece in span.blocks() {
             let block = BlockGuard::lock(self, piece.start()).map_err(Self::not_mirrored(piece));
@@ -221,5 +226,10 @@ impl Process {
 /// On the last rung the engine closes and cuts mappings itself. What it mirrors there was allocated
 /// here, so it is known what it was before.
 const fn as_the_program_knows_it(span: Span) -> Vma {
-    Vma { span, readable: true, writable: true, kind: VmaKind::PrivateAnonymous }
+    Vma {
+        span,
+        readable: true,
+        writable: true,
+        kind: VmaKind::PrivateAnonymous,
+    }
 }

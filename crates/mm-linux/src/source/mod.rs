@@ -47,7 +47,9 @@ pub(crate) trait FaultSource: Send + Sync + core::fmt::Debug {
 
 /// Evidence that no event is read.
 #[derive(Debug)]
-pub(crate) struct Held<'a>(#[expect(dead_code, reason = "held, not read")] Option<RwLockReadGuard<'a, ()>>);
+pub(crate) struct Held<'a>(
+    #[expect(dead_code, reason = "held, not read")] Option<RwLockReadGuard<'a, ()>>,
+);
 
 /// Where what is read goes, but for the first fault.
 pub(crate) trait FaultSink {

@@ -5,8 +5,8 @@
 use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 use rustix::io::Errno;
+use rustix::thread::MembarrierQuery;
 use rustix::thread::futex::{Flags, Timespec};
-use rustix::thread::{MembarrierCommand, MembarrierQuery};
 
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,24 +49,6 @@ pub(crate) fn has_membarrier() -> bool {
     query.contains(MembarrierQuery::PRIVATE_EXPEDITED)
 }
 
-/// Lets this process use [`membarrier`]. Once, at start.
-///
-/// # Errors
-///
-/// The kernel has none, or a sandbox hides it.
-pub(crate) fn register_membarrier() -> Result<(), Errno> {
-    rustix::thread::membarrier(MembarrierCommand::RegisterPrivateExpedited)
-}
-
-/// A full memory barrier on every thread of this process that runs.
-///
-/// # Errors
-///
-/// `EPERM`: not registered.
-pub(crate) fn membarrier() -> Result<(), Errno> {
-    rustix::thread::membarrier(MembarrierCommand::PrivateExpedited)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,16 +71,5 @@ mod tests {
             wake(&word, u32::MAX);
             sleeper.join().unwrap();
         });
-    }
-
-    #[test]
-    fn membarrier_works_once_registered() {
-        if !has_membarrier() {
-            eprintln!("skipped: no membarrier");
-            return;
-        }
-        register_membarrier().unwrap();
-        membarrier().unwrap();
-        assert!(gettid() > 0);
     }
 }

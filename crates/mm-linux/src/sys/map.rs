@@ -47,6 +47,7 @@ impl Request {
     }
 
     /// Address space only: any touch is a SIGSEGV until [`protect`] says otherwise.
+    #[cfg(test)]
     pub(crate) const fn reserved(mut self) -> Self {
         self.reserved = true;
         self
@@ -76,7 +77,8 @@ impl Request {
         self
     }
 
-    /// In RAM from the start, and never swapped.
+    /// Never swapped once it is in RAM, as far as `RLIMIT_MEMLOCK` allows: it is worth a try, and no
+    /// reason to fail.
     pub(crate) const fn locked(mut self) -> Self {
         self.locked = true;
         self
@@ -86,8 +88,7 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`: no address space, too many mappings, or more locked than `RLIMIT_MEMLOCK`.
-    /// `EAGAIN`: not all could be locked. `EINVAL`: no length.
+    /// `ENOMEM`: no address space, or too many mappings. `EINVAL`: no length.
     pub(crate) fn map(self) -> Result<Mapping, Errno> {
         let len = self.len.pages().bytes();
         let mapping = if self.aligned {
@@ -106,8 +107,9 @@ impl Request {
             mapping.advise(Advice::LinuxDontFork)?;
         }
         if self.locked {
+            let flags = rustix::mm::MlockFlags::ONFAULT;
             // SAFETY: the mapping is ours; its bytes do not change.
-            unsafe { rustix::mm::mlock(pointer(span.start()), len.as_usize()) }?;
+            let _ = unsafe { rustix::mm::mlock_with(pointer(span.start()), len.as_usize(), flags) };
         }
         Ok(mapping)
     }

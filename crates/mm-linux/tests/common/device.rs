@@ -1,11 +1,11 @@
 //! A device that is only memory: the least that can own pages.
 
+use gpusvm_mm::AddressSpace;
 use gpusvm_mm::{
     Block, CpuFault, DeviceMemoryId, DeviceMemoryOps, DevicePage, DeviceRun, FaultOutcome, Inbound,
     Leaving, Source, Time, Wanted,
 };
 use gpusvm_mm_linux::{BlockGuard, Process};
-use gpusvm_mm::AddressSpace;
 use gpusvm_types::{ByteSize, DevicePfn, DmaAddr, PAGE_SIZE, PageCount, Span};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// Memory with an owner, and knobs.
 #[derive(Debug)]
-pub struct FakeDevice {
+pub(crate) struct FakeDevice {
     memory: Mutex<()>,
     at: u64,
     id: OnceLock<DeviceMemoryId>,
@@ -25,8 +25,8 @@ pub struct FakeDevice {
     /// How much a fault brings home.
     window: AtomicU64,
     /// The next faults fail, or panic.
-    pub fails: AtomicBool,
-    pub panicking: AtomicBool,
+    pub(crate) fails: AtomicBool,
+    pub(crate) panicking: AtomicBool,
     /// How long every copy takes at least.
     slow: AtomicU64,
 }
@@ -50,7 +50,7 @@ const TAKEN: u8 = 1;
 const HELD: u8 = 2;
 
 impl FakeDevice {
-    pub fn new(pages: PageCount) -> Arc<Self> {
+    pub(crate) fn new(pages: PageCount) -> Arc<Self> {
         gpusvm_guarded::install().unwrap();
         let len = pages.bytes().as_usize();
         let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -76,42 +76,47 @@ impl FakeDevice {
         })
     }
 
-    pub fn is_added_as(&self, id: DeviceMemoryId) {
+    pub(crate) fn is_added_as(&self, id: DeviceMemoryId) {
         self.id.set(id).unwrap();
     }
 
-    pub fn set_window(&self, window: ByteSize) {
+    pub(crate) fn set_window(&self, window: ByteSize) {
         self.window.store(window.get(), Ordering::Release);
     }
 
-    pub fn set_slow(&self, slow: Duration) {
+    pub(crate) fn set_slow(&self, slow: Duration) {
         let nanos = u64::try_from(slow.as_nanos()).unwrap();
         self.slow.store(nanos, Ordering::Release);
     }
 
     /// From `now` on, the CPU gets nothing back for so long.
-    pub fn set_timeslice(&self, now: Time, slice: Duration) {
+    pub(crate) fn set_timeslice(&self, now: Time, slice: Duration) {
         let until = now.after(slice).as_duration().as_nanos();
         self.stays_until
             .store(u64::try_from(until).unwrap(), Ordering::Release);
     }
 
     /// Takes `count` pages in a row.
-    pub fn take(&self, count: PageCount) -> DevicePfn {
+    pub(crate) fn take(&self, count: PageCount) -> DevicePfn {
         let _alone = self.memory.lock().unwrap();
         let count = count.as_usize();
         let is_free = |page: &AtomicU8| page.load(Ordering::Acquire) == FREE;
         let first = self.pages.0.windows(count);
         let mut first = first.enumerate().step_by(count.next_power_of_two());
         let (first, pages) = first.find(|(_, run)| run.iter().all(is_free)).unwrap();
-        pages.iter().for_each(|page| page.store(TAKEN, Ordering::Release));
+        pages
+            .iter()
+            .for_each(|page| page.store(TAKEN, Ordering::Release));
         DevicePfn::new(u32::try_from(first).unwrap())
     }
 
     /// The i-th page of what was taken stands in for a page from now on.
-    pub fn hold(&self, first: DevicePfn, i: usize) -> DevicePage {
+    pub(crate) fn hold(&self, first: DevicePfn, i: usize) -> DevicePage {
         let pfn = first.offset(PageCount::from_usize(i));
-        assert_eq!(self.pages.0[pfn.index()].swap(HELD, Ordering::AcqRel), TAKEN);
+        assert_eq!(
+            self.pages.0[pfn.index()].swap(HELD, Ordering::AcqRel),
+            TAKEN
+        );
         DevicePage {
             memory: *self.id.get().unwrap(),
             pfn,
@@ -119,7 +124,7 @@ impl FakeDevice {
     }
 
     /// Gives back what was taken and not held.
-    pub fn let_go_unused(&self, first: DevicePfn, count: PageCount) {
+    pub(crate) fn let_go_unused(&self, first: DevicePfn, count: PageCount) {
         for page in &self.pages.0[first.index()..][..count.as_usize()] {
             let _ = page.compare_exchange(TAKEN, FREE, Ordering::AcqRel, Ordering::Acquire);
         }
@@ -128,18 +133,22 @@ impl FakeDevice {
     /// Copies pages to what was taken; holes become zeroes. Whether that went well: pages that are
     /// copied in place can be unmapped meanwhile.
     #[must_use]
-    pub fn copy_from(&self, first: DevicePfn, sources: &[Source]) -> bool {
+    pub(crate) fn copy_from(&self, first: DevicePfn, sources: &[Source]) -> bool {
         self.dawdle();
         let mut i = 0;
         while i < sources.len() {
             let to = self.dma(first.offset(PageCount::from_usize(i)));
             match sources[i] {
                 Source::Page(from) => {
-                    let next = |n: usize| {
-                        let offset = PageCount::from_usize(n).bytes();
-                        sources.get(i + n) == Some(&Source::Page(from + offset))
+                    let mut next = from.get();
+                    let mut follows = |source: &&Source| {
+                        next += PAGE_SIZE.get();
+                        **source == Source::Page(DmaAddr::new(next))
                     };
-                    let run = (1..).find(|n| !next(*n)).unwrap();
+                    let run = 1 + sources[i + 1..]
+                        .iter()
+                        .take_while(|source| follows(source))
+                        .count();
                     if !copy(to, from, PageCount::from_usize(run).bytes()) {
                         return false;
                     }
@@ -159,7 +168,7 @@ impl FakeDevice {
     }
 
     /// Copies pages home.
-    pub fn copy_to(&self, leaving: &[Option<Leaving>]) {
+    pub(crate) fn copy_to(&self, leaving: &[Option<Leaving>]) {
         self.dawdle();
         let mut rest = leaving.iter().flatten().peekable();
         while let Some(first) = rest.next() {
@@ -175,29 +184,29 @@ impl FakeDevice {
     }
 
     /// Reads a byte of device memory, as a device would.
-    pub fn peek(&self, page: DevicePage) -> u8 {
+    pub(crate) fn peek(&self, page: DevicePage) -> u8 {
         // SAFETY: a page of our own.
         unsafe { pointer(self.dma(page.pfn)).read_volatile() }
     }
 
     /// Every page was released as often as it was held.
-    pub fn check_end(&self) {
+    pub(crate) fn check_end(&self) {
         assert_eq!(self.released_twice.load(Ordering::Acquire), 0);
         let left = self.held();
         assert_eq!(left, 0, "device pages that nobody released");
     }
 
     /// How many pages are in use.
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         let in_use = |page: &&AtomicU8| page.load(Ordering::Acquire) != FREE;
         self.pages.0.iter().filter(in_use).count()
     }
 
-    pub fn panics(&self) -> u64 {
+    pub(crate) fn panics(&self) -> u64 {
         self.panics.load(Ordering::Acquire)
     }
 
-    fn dma(&self, pfn: DevicePfn) -> DmaAddr {
+    pub(crate) fn dma(&self, pfn: DevicePfn) -> DmaAddr {
         DmaAddr::new(self.at + pfn.dev_addr().get())
     }
 
@@ -260,7 +269,7 @@ impl Drop for FakeDevice {
     }
 }
 
-fn copy(to: DmaAddr, from: DmaAddr, len: ByteSize) -> bool {
+pub(crate) fn copy(to: DmaAddr, from: DmaAddr, len: ByteSize) -> bool {
     // SAFETY: between device memory and staging, or pages that are write-protected.
     unsafe { gpusvm_guarded::copy_streaming(pointer(to), pointer(from), len.as_usize()) }.is_ok()
 }

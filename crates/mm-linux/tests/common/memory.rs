@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 
 /// Which pages memory is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pages {
+pub(crate) enum Pages {
     /// 2 MiB, of the engine's allocator, where the system has them.
     Huge,
     /// 4 KiB, adopted where memory can be adopted.
@@ -17,7 +17,7 @@ pub enum Pages {
 
 /// Memory of the program.
 #[derive(Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     span: Span,
     pages: Pages,
     /// To be unmapped; else it is the engine's.
@@ -27,7 +27,7 @@ pub struct Memory {
 
 impl Memory {
     /// `len` bytes, at a block.
-    pub fn new(process: &Process, len: ByteSize, pages: Pages) -> Self {
+    pub(crate) fn new(process: &Process, len: ByteSize, pages: Pages) -> Self {
         if pages == Pages::Huge || process.rung() == Rung::Signals {
             let span = process.allocate(len).unwrap();
             if pages == Pages::Base {
@@ -43,45 +43,50 @@ impl Memory {
 
     const fn at_span(span: Span, pages: Pages, ours: bool) -> Self {
         let armed = Mutex::new(None);
-        Self { span, pages, ours, armed }
+        Self {
+            span,
+            pages,
+            ours,
+            armed,
+        }
     }
 
     /// Lets its pages leave.
-    pub fn arm(&self, process: &Process) {
+    pub(crate) fn arm(&self, process: &Process) {
         let token = process.arm(self.span).unwrap();
         *self.armed.lock().unwrap() = Some(token);
     }
 
     /// Ends it.
-    pub fn disarm(&self, process: &Process) {
+    pub(crate) fn disarm(&self, process: &Process) {
         if let Some(token) = self.armed.lock().unwrap().take() {
             process.disarm(self.span, token);
         }
     }
 
-    pub fn span(&self) -> Span {
+    pub(crate) fn span(&self) -> Span {
         self.span
     }
 
-    pub fn pages(&self) -> Pages {
+    pub(crate) fn pages(&self) -> Pages {
         self.pages
     }
 
-    pub fn at(&self, offset: ByteSize) -> VirtAddr {
+    pub(crate) fn at(&self, offset: ByteSize) -> VirtAddr {
         self.span.start() + offset
     }
 
     /// `len` bytes at `offset`.
-    pub fn part(&self, offset: ByteSize, len: ByteSize) -> Span {
+    pub(crate) fn part(&self, offset: ByteSize, len: ByteSize) -> Span {
         Span::from_len(self.at(offset), len).unwrap()
     }
 
     /// Two words of each page say which page it is.
-    pub fn fill(&self, seed: u64) {
+    pub(crate) fn fill(&self, seed: u64) {
         self.fill_part(self.span, seed);
     }
 
-    pub fn fill_part(&self, part: Span, seed: u64) {
+    pub(crate) fn fill_part(&self, part: Span, seed: u64) {
         for page in part.pages() {
             let at = page.start();
             store(at, value(seed, at.get()));
@@ -90,16 +95,16 @@ impl Memory {
     }
 
     /// Whether the CPU reads what `fill` wrote.
-    pub fn check(&self, seed: u64) {
+    pub(crate) fn check(&self, seed: u64) {
         self.check_part(self.span, seed);
     }
 
-    pub fn check_part(&self, part: Span, seed: u64) {
+    pub(crate) fn check_part(&self, part: Span, seed: u64) {
         check_moved(part, part, seed);
     }
 
     /// As `check`, without a panic: for children of fork.
-    pub fn is_filled(&self, seed: u64) -> bool {
+    pub(crate) fn is_filled(&self, seed: u64) -> bool {
         self.span.pages().all(|page| {
             let at = page.start();
             load(at) == value(seed, at.get())
@@ -108,14 +113,14 @@ impl Memory {
     }
 
     /// A word of the program's.
-    pub fn word(&self, offset: ByteSize) -> &AtomicU64 {
+    pub(crate) fn word(&self, offset: ByteSize) -> &AtomicU64 {
         assert!(offset.get() + 8 <= self.span.len().get());
         // SAFETY: inside, aligned by the caller, and only used as an atomic meanwhile.
         unsafe { AtomicU64::from_ptr(pointer(self.at(offset)).cast()) }
     }
 
     /// Gives it back.
-    pub fn end(&self, process: &Process) {
+    pub(crate) fn end(&self, process: &Process) {
         if self.ours {
             process.unadopt(self.span).unwrap();
             unmap(self.span);
@@ -123,21 +128,24 @@ impl Memory {
             process.free(self.span);
         }
     }
-
 }
 
 /// Whether what was written to `written` is now read at `part`.
-pub fn check_moved(part: Span, written: Span, seed: u64) {
+pub(crate) fn check_moved(part: Span, written: Span, seed: u64) {
     for (page, old) in part.pages().zip(written.pages()) {
         let (at, old) = (page.start(), old.start());
         assert_eq!(load(at), value(seed, old.get()), "first word of {at}");
         let end = ByteSize::new(4088);
-        assert_eq!(load(at + end), value(seed, old.get() + 4088), "last word of {at}");
+        assert_eq!(
+            load(at + end),
+            value(seed, old.get() + 4088),
+            "last word of {at}"
+        );
     }
 }
 
 /// Whether the CPU reads zeroes.
-pub fn check_zero(part: Span) {
+pub(crate) fn check_zero(part: Span) {
     for page in part.pages() {
         assert_eq!(load(page.start()), 0, "{page:?}");
     }
@@ -147,22 +155,22 @@ fn value(seed: u64, at: u64) -> u64 {
     (at ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
 }
 
-pub fn load(at: VirtAddr) -> u64 {
+pub(crate) fn load(at: VirtAddr) -> u64 {
     // SAFETY: tests read what they mapped, or die on purpose.
     unsafe { pointer(at).cast::<u64>().read_volatile() }
 }
 
-pub fn store(at: VirtAddr, value: u64) {
+pub(crate) fn store(at: VirtAddr, value: u64) {
     // SAFETY: as for `load`.
     unsafe { pointer(at).cast::<u64>().write_volatile(value) };
 }
 
-pub fn pointer(at: VirtAddr) -> *mut u8 {
+pub(crate) fn pointer(at: VirtAddr) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(ByteSize::new(at.get()).as_usize())
 }
 
 /// Private anonymous memory that starts at a block and ends with one that stays unmapped.
-pub fn map(len: ByteSize) -> Span {
+pub(crate) fn map(len: ByteSize) -> Span {
     let block = ByteSize::mib(2);
     let wide = len + block + block;
     let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -180,22 +188,23 @@ pub fn map(len: ByteSize) -> Span {
 }
 
 /// The same at a place where nothing is mapped.
-pub fn map_at(span: Span) -> Span {
+pub(crate) fn map_at(span: Span) -> Span {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let (at, len) = (pointer(span.start()).cast(), span.len().as_usize());
     // SAFETY: nothing that is there is replaced.
-    assert_eq!(unsafe { libc::mmap(at, len, access, flags, -1, 0) }, at);
+    let mapped = unsafe { libc::mmap(at, len, access, flags, -1, 0) };
+    assert_eq!(mapped, at);
     span
 }
 
-pub fn unmap(span: Span) {
+pub(crate) fn unmap(span: Span) {
     // SAFETY: a test unmaps what it mapped.
     let done = unsafe { libc::munmap(pointer(span.start()).cast(), span.len().as_usize()) };
     assert_eq!(done, 0);
 }
 
-pub fn advise(span: Span, advice: libc::c_int) -> std::io::Result<()> {
+pub(crate) fn advise(span: Span, advice: libc::c_int) -> std::io::Result<()> {
     let at = pointer(span.start()).cast();
     // SAFETY: a test knows what it does to its memory.
     match unsafe { libc::madvise(at, span.len().as_usize(), advice) } {
@@ -204,24 +213,34 @@ pub fn advise(span: Span, advice: libc::c_int) -> std::io::Result<()> {
     }
 }
 
-pub fn protect(span: Span, access: libc::c_int) {
+pub(crate) fn protect(span: Span, access: libc::c_int) {
     let at = pointer(span.start()).cast();
     // SAFETY: as for `advise`.
-    assert_eq!(unsafe { libc::mprotect(at, span.len().as_usize(), access) }, 0);
+    let done = unsafe { libc::mprotect(at, span.len().as_usize(), access) };
+    assert_eq!(done, 0);
 }
 
 /// Moves a mapping to `to`, over what is there.
-pub fn remap(from: Span, to: VirtAddr, keep: bool) {
+pub(crate) fn remap(from: Span, to: VirtAddr, keep: bool) {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    let flags = if keep { flags | libc::MREMAP_DONTUNMAP } else { flags };
+    let flags = if keep {
+        flags | libc::MREMAP_DONTUNMAP
+    } else {
+        flags
+    };
     let (at, len) = (pointer(from.start()).cast(), from.len().as_usize());
     // SAFETY: as for `advise`.
     let done = unsafe { libc::mremap(at, len, len, flags, pointer(to)) };
-    assert_ne!(done, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+    assert_ne!(
+        done,
+        libc::MAP_FAILED,
+        "{}",
+        std::io::Error::last_os_error()
+    );
 }
 
 /// Whether the mapping at `at` is registered with a userfaultfd for missing pages.
-pub fn is_registered(at: VirtAddr) -> bool {
+pub(crate) fn is_registered(at: VirtAddr) -> bool {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let mut inside = false;
     for line in smaps.lines() {
@@ -239,26 +258,7 @@ pub fn is_registered(at: VirtAddr) -> bool {
     false
 }
 
-/// How many pages are in RAM of what `smaps` says about huge pages at `at`.
-pub fn is_huge(at: VirtAddr) -> bool {
-    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let mut inside = false;
-    for line in smaps.lines() {
-        let head = line.split(' ').next().unwrap_or_default();
-        if let Some((start, end)) = head.split_once('-')
-            && let (Ok(start), Ok(end)) =
-                (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
-        {
-            inside = (start..end).contains(&at.get());
-        }
-        if inside && let Some(size) = line.strip_prefix("AnonHugePages:") {
-            return size.trim() != "0 kB";
-        }
-    }
-    false
-}
-
-/// As the count of pages.
-pub fn pages(n: u64) -> ByteSize {
+/// `n` pages, in bytes.
+pub(crate) fn pages(n: u64) -> ByteSize {
     ByteSize::new(PAGE_SIZE.get() * n)
 }

@@ -3,17 +3,14 @@
 //!
 //! Tests of one file run one after the other: they fork, they count, and there is one engine per
 //! process on the rung of signals.
-#![allow(
-    dead_code,
-    reason = "each test file uses the part that it needs"
-)]
+#![allow(dead_code, reason = "each test file uses the part that it needs")]
 #![allow(
     clippy::disallowed_methods,
     reason = "live tests need threads and clocks"
 )]
 
-pub mod device;
-pub mod memory;
+pub(crate) mod device;
+pub(crate) mod memory;
 
 use device::FakeDevice;
 use gpusvm_mm::{AddressSpace, Block, Home, MmError, Outbound, Source};
@@ -24,7 +21,7 @@ use memory::{Memory, Pages};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub const OWNER: OwnerId = OwnerId(1);
+pub(crate) const OWNER: OwnerId = OwnerId(1);
 /// Longer than any test takes on a slow machine.
 const HANGS: Duration = Duration::from_secs(90);
 /// Device memory: 64 MiB.
@@ -69,6 +66,7 @@ macro_rules! on_userfaultfd_rungs {
     };
 }
 
+/// Runs each test on the rung, in a module of its own.
 #[macro_export]
 macro_rules! on_rungs {
     ($module:ident, $rung:expr, $($name:ident),*) => {
@@ -87,17 +85,17 @@ macro_rules! on_rungs {
 }
 
 /// An engine on a rung, and a device.
-pub struct World {
-    pub process: Arc<Process>,
-    pub device: Arc<FakeDevice>,
-    pub rung: Rung,
+pub(crate) struct World {
+    pub(crate) process: Arc<Process>,
+    pub(crate) device: Arc<FakeDevice>,
+    pub(crate) rung: Rung,
     _watchdog: Watchdog,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl World {
     /// On `rung`, or `None` after saying why not.
-    pub fn start(rung: Rung) -> Option<Self> {
+    pub(crate) fn start(rung: Rung) -> Option<Self> {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let process = match Process::start(Options { rung: Some(rung) }) {
@@ -138,12 +136,12 @@ impl World {
         })
     }
 
-    pub fn is_signals(&self) -> bool {
+    pub(crate) fn is_signals(&self) -> bool {
         self.rung == Rung::Signals
     }
 
     /// Memory of `len` bytes on pages of a kind, filled, armed.
-    pub fn memory(&self, len: ByteSize, pages: Pages) -> Memory {
+    pub(crate) fn memory(&self, len: ByteSize, pages: Pages) -> Memory {
         let memory = Memory::new(&self.process, len, pages);
         memory.fill(1);
         memory.arm(&self.process);
@@ -151,7 +149,7 @@ impl World {
     }
 
     /// Memory of many blocks; the first page of each says which, and is on the device.
-    pub fn memory_of_one_page_each(&self, blocks: u64) -> Memory {
+    pub(crate) fn memory_of_one_page_each(&self, blocks: u64) -> Memory {
         let len = ByteSize::mib(2 * blocks);
         let memory = Memory::new(&self.process, len, Pages::Base);
         memory.arm(&self.process);
@@ -164,7 +162,7 @@ impl World {
     }
 
     /// Both kinds of pages, one after the other.
-    pub fn each_kind(&self, len: ByteSize, test: impl Fn(&Memory)) {
+    pub(crate) fn each_kind(&self, len: ByteSize, test: impl Fn(&Memory)) {
         for pages in [Pages::Huge, Pages::Base] {
             let memory = self.memory(len, pages);
             test(&memory);
@@ -174,12 +172,12 @@ impl World {
     }
 
     /// Moves what of `span` is in RAM to the device.
-    pub fn out(&self, span: Span) -> PageCount {
+    pub(crate) fn out(&self, span: Span) -> PageCount {
         let moved = span.blocks().map(|piece| self.try_out(piece).unwrap());
         moved.fold(PageCount::ZERO, |sum, moved| sum + moved)
     }
 
-    pub fn try_out(&self, piece: Span) -> Result<PageCount, MmError> {
+    pub(crate) fn try_out(&self, piece: Span) -> Result<PageCount, MmError> {
         let mut block = self.process.lock_block(piece)?;
         let collected = block.collect(piece, OWNER)?;
         let first = self.device.take(piece.page_count());
@@ -192,23 +190,23 @@ impl World {
     }
 
     /// Where a page lives.
-    pub fn home(&self, at: VirtAddr) -> Home {
+    pub(crate) fn home(&self, at: VirtAddr) -> Home {
         let block = self.process.lock_block(Span::page_of(at)).unwrap();
         block.home(at.page())
     }
 
-    pub fn is_on_device(&self, at: VirtAddr) -> bool {
+    pub(crate) fn is_on_device(&self, at: VirtAddr) -> bool {
         matches!(self.home(at), Home::Device(_))
     }
 
     /// How many pages of `span` are on the device.
-    pub fn on_device(&self, span: Span) -> usize {
+    pub(crate) fn on_device(&self, span: Span) -> usize {
         let on_device = |page: &PageIndex| self.is_on_device(page.start());
         span.pages().filter(on_device).count()
     }
 
     /// Nothing is left of what the test did.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.process.stop();
         assert_eq!(self.process.pages_on_devices(), PageCount::ZERO);
         assert_eq!(self.process.staging_in_use(), 0, "slots that are held");
@@ -225,12 +223,12 @@ impl Drop for World {
 }
 
 /// What became of the pages of a collection, for assertions.
-pub fn count(sources: &[Source], which: impl Fn(&Source) -> bool) -> usize {
+pub(crate) fn count(sources: &[Source], which: impl Fn(&Source) -> bool) -> usize {
     sources.iter().filter(|source| which(source)).count()
 }
 
 /// Polls until `done`, for events that another thread handles.
-pub fn soon(what: &str, done: impl Fn() -> bool) {
+pub(crate) fn soon(what: &str, done: impl Fn() -> bool) {
     for _ in 0..5_000 {
         if done() {
             return;

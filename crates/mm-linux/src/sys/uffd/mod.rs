@@ -38,7 +38,9 @@ use gpusvm_types::{ByteSize, Span, VirtAddr};
 use linux_raw_sys::general as raw;
 use rustix::io::Errno;
 use rustix::ioctl::Opcode;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+#[cfg(test)]
+use std::os::fd::{FromRawFd, RawFd};
 
 /// An open userfaultfd.
 #[derive(Debug)]
@@ -60,7 +62,8 @@ pub(crate) struct RegisterModes {
 /// How pages are moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct MoveFlags {
-    /// Pages that are not in the source are passed over, and count as moved.
+    /// Pages that are not in the source are passed over, and count as moved. On Linux 6.18 such a
+    /// call may never return when pages of the source are dropped meanwhile.
     pub(crate) allow_holes: bool,
     /// Who waits for the destination goes on waiting.
     pub(crate) dont_wake: bool,
@@ -263,6 +266,7 @@ impl Uffd {
     /// # Safety
     ///
     /// `fd` must be from such an event, and nobody else may own it.
+    #[cfg(test)]
     pub(crate) unsafe fn of_child(&self, fd: RawFd) -> Self {
         // SAFETY: the kernel opened it for the reader of the event, who hands it over.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
