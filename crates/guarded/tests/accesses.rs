@@ -122,6 +122,7 @@ fn good_memory_behaves_as_memory() {
 
 #[test]
 fn bad_memory_is_reported() {
+    guarded::install().unwrap();
     refuses_everything(ptr::null_mut(), false);
     refuses_everything(ptr::without_provenance_mut(8), false);
     refuses_everything(ptr::without_provenance_mut(1 << 63), false);
