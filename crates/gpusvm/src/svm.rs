@@ -214,6 +214,8 @@ impl Svm {
         F: Fn(&mut Lane<'_>) -> Result<(), LaneError> + Send + Sync + 'static,
     {
         let node = self.nodes.get(device).ok_or(Error::NoDevice)?;
+        // What the program dropped before must be gone before the device writes there again.
+        self.process.settle_events();
         let lease = node
             .vm
             .make_resident(&resident.declared)

@@ -121,14 +121,21 @@ fn closed_memory_is_not_permitted() {
 #[test]
 fn memory_unmapped_behind_the_device_is_an_error_not_a_crash() {
     let svm = engine(ByteSize::mib(2));
-    let map = Map::new(2 << 20, false);
+    // Far from where the kernel puts mappings: other threads must not get the address meanwhile.
+    let far = std::ptr::without_provenance_mut::<libc::c_void>(0x2000_0000_0000);
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: replaces nothing.
+    let map = unsafe { libc::mmap(far, 2 << 20, access, flags, -1, 0) };
+    assert_eq!(map, far);
+    let at = SvmPtr::from(map.cast::<u64>());
     // SAFETY: our own mapping.
-    unsafe { map.at.write(1) };
-    let at = SvmPtr::from(map.at.cast::<u64>());
+    unsafe { at.as_ptr().write(1) };
     // SAFETY: reads only.
     let launch = unsafe { svm.launch(Grid::new(1), move |lane| lane.load(at).map(drop)) };
     launch.unwrap().wait().unwrap();
-    drop(map);
+    // SAFETY: our own mapping, which nobody uses any more.
+    assert_eq!(unsafe { libc::munmap(map, 2 << 20) }, 0);
     let (_, error, _) = one_lane_reads(&svm, at);
     assert_eq!(
         error,

@@ -13,8 +13,9 @@
 //!
 //! # Locking
 //!
-//! A migration to a device holds a [`Pass`]; the gate waits for all of them. A migration home needs
-//! none, so CPU faults are served all the time.
+//! Whoever locks a block that pages can leave holds a [`Pass`], and has it before the block: the gate
+//! waits for all passes, and then for blocks. A handler, which only brings pages home, needs none, so
+//! CPU faults are served all the time.
 
 use crate::process::Process;
 use crate::sys::futex;

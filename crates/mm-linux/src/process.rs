@@ -8,7 +8,7 @@ use crate::handler::Crew;
 use crate::memories::Memories;
 use crate::mover::Mover;
 use crate::region::Region;
-use crate::regions::Regions;
+use crate::regions::{Part, Regions};
 use crate::source::FaultSource;
 use crate::staging::Staging;
 use crate::stats::Counters;
@@ -16,7 +16,7 @@ use crate::sys::map::Mapping;
 use crate::sys::pagemap::PageMap;
 use crate::sys::probe::Rung;
 use crate::sys::procmap::VmaTable;
-use gpusvm_mm::{AddressSpace, FaultOutcome, Notifiers, Wanted};
+use gpusvm_mm::{AddressSpace, FaultOutcome, Home, Notifiers, Wanted};
 use gpusvm_sync::Mutex;
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use gpusvm_types::{ByteSize, PageCount, PageIndex, Span, VirtAddr};
@@ -127,6 +127,7 @@ impl Process {
         self.settle_events();
         self.bring_all_home(Wanted::Asked);
         for part in self.regions.all() {
+            self.refuse_what_stayed(&part);
             self.unmirror(part.span);
         }
         self.stopping.store(true, Ordering::Release);
@@ -160,6 +161,16 @@ impl Process {
         for part in self.regions.all() {
             if let Err(error) = self.bring_parts_home(part.span, wanted) {
                 self.report(format_args!("{error}"));
+            }
+        }
+    }
+
+    /// What could not come home is lost with the engine: a bus error for who touches it, never zeroes.
+    fn refuse_what_stayed(&self, part: &Part) {
+        for page in part.span.pages() {
+            let word = part.region.word(page).get();
+            if matches!(word.home(), Home::Device(_)) {
+                self.mover.poison(Span::page_of(page.start()));
             }
         }
     }

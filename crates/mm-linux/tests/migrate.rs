@@ -27,6 +27,7 @@ on_every_rung!(
     windows_bring_home_no_more_than_said,
     a_second_migration_takes_only_what_is_in_ram,
     stop_brings_everything_home,
+    what_cannot_come_home_is_no_zeroes_after_stop,
     free_gives_back_what_is_on_the_device,
     foreign_pages_come_home_for_a_snapshot,
     a_span_of_two_blocks_is_refused,
@@ -343,6 +344,21 @@ fn stop_brings_everything_home(world: &World) {
     // Native faults: nobody is there to serve any other.
     memory::advise(memories[1].span(), libc::MADV_DONTNEED).unwrap();
     check_zero(memories[1].span());
+}
+
+/// Story: after a stop that could not bring pages home, the program read zeroes in their place.
+fn what_cannot_come_home_is_no_zeroes_after_stop(world: &World) {
+    let memory = world.memory(BLOCK_SIZE, Pages::Base);
+    world.out(memory.part(pages(5), pages(9)));
+    world.device.fails.store(true, Ordering::Release);
+    world.process.stop();
+    for page in 0..512 {
+        let mut byte = 0u8;
+        let at = memory::pointer(memory.at(pages(page)));
+        // SAFETY: a load has no side effect, and a refused one is reported.
+        let read = unsafe { gpusvm_guarded::copy(&raw mut byte, at, 1) };
+        assert_eq!(read.is_ok(), !(5..14).contains(&page), "page {page}");
+    }
 }
 
 fn free_gives_back_what_is_on_the_device(world: &World) {

@@ -107,13 +107,13 @@ impl Rung {
     pub const fn lost(self) -> &'static str {
         match self {
             Self::Move => "nothing",
-            Self::Copy => "speed: about a fifth of the migration rate of rung 1",
+            Self::Copy => "speed: pages are copied twice instead of moved",
             Self::UserMode { moves: true } => {
                 "system calls on buffers that are on a device fail with EFAULT: touch them first"
             }
             Self::UserMode { moves: false } => {
                 "system calls on buffers that are on a device fail with EFAULT: touch them first; \
-                 about a fifth of the migration rate of rung 1"
+                 pages are copied twice instead of moved"
             }
             Self::Signals => {
                 "only memory of the library's own allocator is mirrored; no unmap events; system \
