@@ -5,6 +5,8 @@
 //!
 //! Locks do not poison: a panic under a lock of the core is a bug that the handler threads turn
 //! into a poisoned page and a report, and nobody learns more from a second panic.
+//!
+//! Where a simulated world decides who runs, it is asked before anybody waits: see [`Scheduler`].
 #![forbid(unsafe_code)]
 
 pub use std::sync::{Arc, Weak};
@@ -17,6 +19,8 @@ pub mod atomic {
     };
 }
 
-mod lock;
+mod lock; // what excludes, and what waits for a change
+mod scheduler; // who runs meanwhile
 
 pub use lock::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use scheduler::{Scheduler, scheduler, set_scheduler, sleep, yield_now};
