@@ -1,4 +1,7 @@
-//! The copy engine: bytes between RAM and device memory.
+//! The copy engine: bytes between RAM and device memory, and from device to device.
+//!
+//! Device to device is [`CopyOp::ToRam`] by the engine of the source, or [`CopyOp::ToDevice`] by that
+//! of the target, with a bus address in the aperture of the other: see [`Device`](crate::Device).
 
 use crate::DeviceError;
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr};
@@ -8,7 +11,7 @@ use gpusvm_types::{ByteSize, DevAddr, DmaAddr};
 pub enum CopyOp {
     /// RAM to device memory.
     ToDevice {
-        /// Where the bytes are.
+        /// Where the bytes are: in RAM, or in the aperture of a peer of the same fabric.
         from: DmaAddr,
         /// Where they go.
         to: DevAddr,
@@ -19,7 +22,7 @@ pub enum CopyOp {
     ToRam {
         /// Where the bytes are.
         from: DevAddr,
-        /// Where they go.
+        /// Where they go: to RAM, or into the aperture of a peer of the same fabric.
         to: DmaAddr,
         /// How many.
         len: ByteSize,
@@ -38,6 +41,9 @@ pub enum CopyOp {
 pub struct Fence(pub u64);
 
 /// What moves bytes between RAM and device memory.
+///
+/// An engine whose device has a fabric reads the memory of peers, and writes it where the hardware
+/// can: some only read, and then the engine of the other device does the copy.
 pub trait CopyEngine: Send + Sync {
     /// Queues a batch, which runs in order, and says what to wait for.
     ///
@@ -46,7 +52,9 @@ pub trait CopyEngine: Send + Sync {
     ///
     /// # Errors
     ///
-    /// `OutsideVram`, `RamUnreachable`, `Lost`. A batch that failed may have been done in part.
+    /// `OutsideVram`, `RamUnreachable`, `Lost`; `Unsupported` for a peer that this engine cannot read
+    /// or write, which is worth another way, through RAM if there is none. `RamUnreachable` is also
+    /// what reaches past the end of a peer's memory. A batch that failed may have been done in part.
     fn submit(&self, batch: &[CopyOp]) -> Result<Fence, DeviceError>;
 
     /// Returns when everything up to `fence` is done.

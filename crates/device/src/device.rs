@@ -1,4 +1,23 @@
-//! The device as a whole.
+//! The device as a whole, and the devices it can reach.
+//!
+//! ```text
+//!   bus addresses:  0 ....... RAM ....... [ aperture of A ] ....... [ aperture of B ] ...
+//!                                          |               |
+//!                           device memory: 0               Caps::vram
+//! ```
+//!
+//! Devices that share an interconnect reach each other's memory by bus address, as PCIe peers do
+//! through their BARs: byte `n` of a device's memory is at [`Device::aperture`] `+ n`. Such an
+//! address may stand wherever one of RAM may: in a copy ([`CopyOp`](crate::CopyOp)) and in a mapping
+//! ([`Target`](crate::Target)).
+//!
+//! # Life cycle
+//!
+//! A device's memory is reached by its peers as long as the device lives, and nobody but the driver
+//! knows who those are. The driver zaps and flushes every mapping that leads into a device, on all
+//! of its peers, and waits for their copies, before it gives up the device, and before it gives the
+//! memory behind such a mapping to somebody else. A device is not asked to check this. Where it can
+//! tell, an access to a peer that is gone is [`FaultError::PeerLost`](crate::FaultError::PeerLost).
 
 use crate::{CopyEngine, FaultQueue, PageTables};
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr, Span};
@@ -18,7 +37,14 @@ pub struct Caps {
     pub coherent: bool,
     /// Whether its atomic operations on RAM are atomic towards the CPU.
     pub atomics_on_ram: bool,
+    /// Which devices it shares its memory with. `None`: no peer reaches it, and it reaches none.
+    pub fabric: Option<Fabric>,
 }
+
+/// An interconnect: devices of one fabric reach each other's memory, in copies and in place, with
+/// atomic operations that are atomic towards all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fabric(pub u32);
 
 /// The sizes a page table entry can have: a set of powers of two, always with 4 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +82,13 @@ pub trait Device: Send + Sync + core::fmt::Debug {
 
     /// Where its faults arrive. `None` for [`FaultMode::Declared`].
     fn fault_queue(&self) -> Option<&dyn FaultQueue>;
+
+    /// The bus address at which its memory begins for peers of its fabric, aligned to the largest
+    /// of its page sizes. All of it is in reach from there on. The same for its whole life; `None`
+    /// without a fabric.
+    fn aperture(&self) -> Option<DmaAddr> {
+        None
+    }
 }
 
 /// What a device refuses or fails at.
@@ -87,6 +120,12 @@ pub enum DeviceError {
         span: Span,
         /// Why it cannot be.
         reason: &'static str,
+    },
+    /// What this device cannot do, and others can.
+    #[error("the device has no support for {what}")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
     },
     /// No further VM, or one that does not exist.
     #[error("no such device address space, or no room for another")]

@@ -80,6 +80,12 @@ pub enum FaultError {
         /// The address that was touched.
         at: VirtAddr,
     },
+    /// A mapping leads into the memory of a peer, and the peer does not answer.
+    #[error("{at} is in the memory of a peer that is gone")]
+    PeerLost {
+        /// The address that was touched.
+        at: VirtAddr,
+    },
     /// The driver gave up: out of a resource, or not stable for too long.
     #[error("the fault at {at} could not be served: {reason}")]
     Gave {

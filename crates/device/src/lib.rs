@@ -5,6 +5,7 @@
 //!          ---- copy_engine()   CopyEngine: batches in, fences out
 //!          ---- page_tables()   PageTables: bind, zap, flush, accessed bits
 //!          ---- fault_queue()   FaultQueue: replayable faults, or none (declared residency)
+//!          ---- aperture()      where peers of its fabric find its memory, if it has one
 //! ```
 //!
 //! The device owns its hardware; the driver layer above owns every decision. It hands out the
@@ -33,6 +34,6 @@ pub mod buddy;
 
 pub use buddy::{BlockRun, Buddy, BuddyError};
 pub use copy::{CopyEngine, CopyOp, Fence};
-pub use device::{Caps, Device, DeviceError, FaultMode, PageSizes};
+pub use device::{Caps, Device, DeviceError, Fabric, FaultMode, PageSizes};
 pub use fault::{Access, DeviceFault, FaultError, FaultId, FaultQueue, Verdict};
 pub use page_table::{Mapping, PageTables, Target, VmId};

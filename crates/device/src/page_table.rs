@@ -12,8 +12,14 @@ pub struct VmId(pub u16);
 pub enum Target {
     /// The device's own memory.
     Vram(DevAddr),
-    /// RAM, in place.
+    /// RAM, in place; or the memory of a peer, for a driver that need not tell them apart.
     System(DmaAddr),
+    /// The memory of a peer of the same fabric, in place, at a bus address in its aperture.
+    ///
+    /// As `System`, with these differences. It takes a fabric, not coherent access to RAM. It does
+    /// not go out of date behind the driver's back, as RAM does: no access through it is a `stale`
+    /// fault, and one that the peer no longer answers is `PeerLost`. Atomic operations are allowed.
+    Peer(DmaAddr),
 }
 
 /// A contiguous mapping: `span` translates to as many bytes at `target`.
@@ -48,7 +54,7 @@ pub trait PageTables: Send + Sync {
     ///
     /// # Errors
     ///
-    /// `BadMapping`, `OutsideVram`, `NoVm`.
+    /// `BadMapping`, also for a peer out of reach; `OutsideVram`, `NoVm`.
     fn bind(&self, vm: VmId, mapping: &Mapping) -> Result<(), DeviceError>;
 
     /// Clears every entry in `span`; a larger entry that reaches out of it is split first. Says how

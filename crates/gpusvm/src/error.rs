@@ -1,9 +1,10 @@
 //! What was refused, and why.
 
-use crate::driver::vm::VmError;
+use crate::driver::VmError;
 use gpusvm_device::FaultError;
 use gpusvm_mm::MmError;
 use gpusvm_mm_linux::{AdoptError, StartError};
+use gpusvm_pagemap::{EvictError, RebindError};
 use gpusvm_softgpu::{LaunchError, SoftGpuError};
 
 /// What was refused, and why.
@@ -34,6 +35,28 @@ pub enum Error {
     /// Memory cannot be shared.
     #[error(transparent)]
     Memory(#[from] AdoptError),
+    /// The device was taken out of use.
+    #[error("device {device} is unbound")]
+    Unbound {
+        /// Its number.
+        device: usize,
+    },
+    /// Pages could not leave a device that was taken out of use.
+    #[error("unbinding device {device}: {error}")]
+    Unbind {
+        /// Its number.
+        device: usize,
+        /// Why.
+        error: EvictError,
+    },
+    /// A device cannot be taken into use again.
+    #[error("binding device {device} again: {error}")]
+    Rebind {
+        /// Its number.
+        device: usize,
+        /// Why.
+        error: RebindError,
+    },
     /// Something a launch declared cannot be made resident.
     #[error("declared memory cannot be made resident: {0}")]
     Declared(FaultError),
@@ -52,9 +75,11 @@ impl Error {
     /// What the kernel's twin of the operation returns.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::UserfaultfdRequired { .. } => 1,   // EPERM
-            Self::NoDevice | Self::SoftGpu(_) => 19, // ENODEV
-            Self::ZeroSized => 22,                   // EINVAL
+            Self::UserfaultfdRequired { .. } => 1, // EPERM
+            Self::NoDevice | Self::Unbound { .. } | Self::SoftGpu(_) => 19, // ENODEV
+            Self::Unbind { error, .. } => error.errno(),
+            Self::Rebind { error, .. } => error.errno(),
+            Self::ZeroSized => 22, // EINVAL
             Self::Mm(error) | Self::Vm(VmError::Mm(error)) => error.errno(),
             Self::Vm(_) => 28, // ENOSPC
             Self::Memory(error) => errno_of(error),

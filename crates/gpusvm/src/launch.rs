@@ -1,6 +1,6 @@
 //! Kernels on shared memory.
 
-use crate::driver::resident::Declared;
+use crate::driver::Declared;
 use crate::{Error, SvmSlice};
 use gpusvm_device::Access;
 use gpusvm_mm_linux::Plain;

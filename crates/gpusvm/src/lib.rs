@@ -48,16 +48,16 @@
 #![deny(unsafe_code)]
 
 mod svm; // the engine, built and taken down
+mod node; // a device of it
 mod slice; // memory to share
 mod launch; // kernels on it
 mod stats; // what happened
 mod error; // what was refused
-mod driver; // device faults, end to end
+pub mod driver; // device faults, end to end
 
-pub use driver::policy::{FaultInfo, MigrateOnTouch, Plan};
-pub use driver::{Moved, Policy, Times};
+pub use driver::{FaultInfo, MigrateOnTouch, Moved, Plan, Policy, Times};
 pub use error::Error;
-pub use gpusvm_device::{Access, FaultError, FaultMode};
+pub use gpusvm_device::{Access, Fabric, FaultError, FaultMode};
 pub use gpusvm_mm_linux::{AdoptError, Capabilities, Plain, Rung};
 pub use gpusvm_softgpu::{
     Grid, Lane, LaneError, LaunchError, LaunchReport, SoftGpu, SoftGpuError, SvmPtr, Word,

@@ -12,6 +12,8 @@ pub struct Stats {
     pub coalesced_faults: u64,
     /// Passes over device faults that had to start again.
     pub stale_passes: u64,
+    /// Device faults that pages were not moved for any more, after too many passes.
+    pub last_resorts: u64,
     /// Device faults that ended in an error.
     pub failed_faults: u64,
     /// Times that memory should have moved to a device and could not: it was mapped where it is.
@@ -26,6 +28,8 @@ pub struct Stats {
     pub to_device: Moved,
     /// What came home.
     pub to_ram: Moved,
+    /// What went from device to device.
+    pub to_peer: Moved,
     /// How long device faults took to serve.
     pub device_fault_time: Times,
     /// How long CPU faults took to serve.
@@ -36,6 +40,8 @@ pub struct Stats {
     pub vram_bytes: u64,
     /// Of it, in use now.
     pub vram_used_bytes: u64,
+    /// Of that, what could not be cleared when it was given back, and is not used again.
+    pub vram_lost_bytes: u64,
     /// Pages of the process that live on devices now.
     pub pages_on_devices: u64,
 }

@@ -1,15 +1,12 @@
 //! The engine, built and taken down.
 
-use crate::driver::policy::{MigrateOnTouch, Policy};
-use crate::driver::{Times, Vm, worker};
+use crate::driver::{Devices, MigrateOnTouch, Policy, Times};
+use crate::node::Node;
 use crate::{Error, Launch, Resident, Stats, SvmSlice};
-use gpusvm_device::Device;
 use gpusvm_mm_linux::{Allocation, Capabilities, Options, Plain, Process, Rung};
 use gpusvm_softgpu::{Grid, Lane, LaneError, SoftGpu};
-use gpusvm_sync::atomic::Ordering;
-use gpusvm_sync::{Arc, Mutex};
-use gpusvm_types::{ByteSize, OwnerId, Span, VirtAddr};
-use std::thread::JoinHandle;
+use gpusvm_sync::Arc;
+use gpusvm_types::{ByteSize, Span, VirtAddr};
 
 /// Shared virtual memory of this process and its devices.
 #[derive(Debug)]
@@ -17,14 +14,6 @@ pub struct Svm {
     process: Arc<Process>,
     nodes: Vec<Node>,
     best_rung: Rung,
-}
-
-/// A device, and its address space.
-#[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) gpu: Arc<SoftGpu>,
-    pub(crate) vm: Arc<Vm<Process>>,
-    workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What an engine is to be like.
@@ -35,6 +24,8 @@ pub struct Builder {
     require_uffd: bool,
     rung: Option<Rung>,
     policy: Option<Arc<dyn Policy>>,
+    cpu_fault_window: Option<ByteSize>,
+    scrub: bool,
 }
 
 impl Builder {
@@ -62,6 +53,20 @@ impl Builder {
         self
     }
 
+    /// The most that one fault of the CPU brings home: all that came to the device together, unless set
+    /// smaller, for data that bounces in small pieces. Rounded down to a power of two, at least a page.
+    pub fn cpu_fault_window(mut self, window: ByteSize) -> Self {
+        self.cpu_fault_window = Some(window);
+        self
+    }
+
+    /// Whether device memory is cleared when it is given back, so that nothing of the program's data
+    /// stays on a device after it is gone. Off unless it is asked for.
+    pub fn scrub(mut self, scrub: bool) -> Self {
+        self.scrub = scrub;
+        self
+    }
+
     /// Builds the engine.
     ///
     /// # Errors
@@ -86,9 +91,14 @@ impl Builder {
         let policy = self
             .policy
             .unwrap_or_else(|| Arc::new(MigrateOnTouch::default()));
-        for (owner, gpu) in (0..).zip(self.gpus) {
+        let devices = Devices::new(&svm.process);
+        for gpu in self.gpus {
             // An error drops what was built so far, which takes it down again.
-            let node = Node::new(&svm.process, gpu, OwnerId(owner), Arc::clone(&policy))?;
+            let node = Node::new(&devices, gpu, Arc::clone(&policy))?;
+            node.region.set_scrub(self.scrub);
+            if let Some(window) = self.cpu_fault_window {
+                node.region.pagemap().set_cpu_fault_window(window);
+            }
             svm.nodes.push(node);
         }
         Ok(svm)
@@ -166,7 +176,7 @@ impl Svm {
     ///
     /// # Errors
     ///
-    /// `SoftGpu` when the device takes no launch.
+    /// `SoftGpu` when the device takes no launch, `Unbound` when it was taken out of use.
     ///
     /// # Safety
     ///
@@ -193,8 +203,8 @@ impl Svm {
     ///
     /// # Errors
     ///
-    /// `NoDevice` when there is none with this number, `Declared` when memory cannot be made
-    /// resident, `SoftGpu` when the device takes no launch.
+    /// `NoDevice` when there is none with this number, `Unbound` when it was taken out of use, `Declared`
+    /// when memory cannot be made resident, `SoftGpu` when the device takes no launch.
     ///
     /// # Safety
     ///
@@ -213,7 +223,10 @@ impl Svm {
     where
         F: Fn(&mut Lane<'_>) -> Result<(), LaneError> + Send + Sync + 'static,
     {
-        let node = self.nodes.get(device).ok_or(Error::NoDevice)?;
+        let node = self.node(device)?;
+        if !node.region.pagemap().is_bound() {
+            return Err(Error::Unbound { device });
+        }
         // What the program dropped before must be gone before the device writes there again.
         self.process.settle_events();
         let lease = node
@@ -221,9 +234,38 @@ impl Svm {
             .make_resident(&resident.declared)
             .map_err(Error::Declared)?;
         // SAFETY: as the caller promises.
-        let launch = unsafe { node.gpu.launch(node.vm.id, grid, kernel) }?;
+        let launch = unsafe { node.gpu.launch(node.vm.id(), grid, kernel) }?;
         launch.on_done(move || drop(lease));
         Ok(Launch::new(launch))
+    }
+
+    /// Takes a device out of use: everything comes home, and it takes no launches. Launches that run on
+    /// it go on, on RAM in place.
+    ///
+    /// # Errors
+    ///
+    /// `NoDevice` when there is none with this number. `Unbind` when pages could not leave, because a
+    /// launch declared them: it is out of use all the same; try again when the launch has ended.
+    pub fn unbind(&self, device: usize) -> Result<(), Error> {
+        let node = self.node(device)?;
+        let unbound = node.region.unbind();
+        unbound.map_err(|error| Error::Unbind { device, error })
+    }
+
+    /// Takes a device into use again.
+    ///
+    /// # Errors
+    ///
+    /// `NoDevice` when there is none with this number, `Rebind` when it is in use, or pages could not
+    /// leave it.
+    pub fn rebind(&self, device: usize) -> Result<(), Error> {
+        let node = self.node(device)?;
+        let bound = node.region.rebind();
+        bound.map_err(|error| Error::Rebind { device, error })
+    }
+
+    fn node(&self, device: usize) -> Result<&Node, Error> {
+        self.nodes.get(device).ok_or(Error::NoDevice)
     }
 
     /// What happened so far.
@@ -264,6 +306,8 @@ impl Svm {
         }
         self.process.stop_migrations();
         for node in &self.nodes {
+            // Everything is home: this waits until device memory is cleared, if it is to be.
+            let _ = node.region.unbind();
             node.vm.close();
         }
         self.process.stop();
@@ -273,48 +317,6 @@ impl Svm {
 impl Drop for Svm {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-impl Node {
-    fn new(
-        process: &Arc<Process>,
-        gpu: Arc<SoftGpu>,
-        owner: OwnerId,
-        policy: Arc<dyn Policy>,
-    ) -> Result<Self, Error> {
-        let device: Arc<dyn Device> = Arc::clone(&gpu) as _;
-        let vm = Vm::new(process, device, owner, policy)?;
-        let workers = Mutex::new(worker::start(&vm).map_err(Error::Thread)?);
-        Ok(Self { gpu, vm, workers })
-    }
-
-    /// Lanes that fault from now on stop.
-    fn stop_faults(&self) {
-        self.vm.refuse_faults();
-        if let Some(queue) = self.vm.device.fault_queue() {
-            queue.close();
-        }
-        for worker in core::mem::take(&mut *self.workers.lock()) {
-            // A worker's panic was caught and told to the lane that it served.
-            let _ = worker.join();
-        }
-    }
-
-    fn add_to(&self, stats: &mut Stats) {
-        let counters = &self.vm.counters;
-        stats.device_faults += counters.faults.load(Ordering::Relaxed);
-        stats.coalesced_faults += counters.coalesced.load(Ordering::Relaxed);
-        stats.stale_passes += counters.stale_passes.load(Ordering::Relaxed);
-        stats.failed_faults += counters.failed.load(Ordering::Relaxed);
-        stats.not_migrated += counters.not_migrated.load(Ordering::Relaxed);
-        stats.evictions += counters.evictions.load(Ordering::Relaxed);
-        stats.to_device.add(counters.to_device.snapshot());
-        stats.to_ram.add(counters.to_ram.snapshot());
-        stats.device_fault_time = counters.fault_time();
-        stats.ranges_live += u64::try_from(self.vm.svm.range_count()).unwrap_or(u64::MAX);
-        stats.vram_bytes += self.vm.vram.total().bytes().get();
-        stats.vram_used_bytes += self.vm.vram.used().bytes().get();
     }
 }
 

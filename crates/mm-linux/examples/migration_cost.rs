@@ -138,7 +138,9 @@ impl Bench {
         let first = self.device.take(block.page_count());
         let began = Instant::now();
         let mut guard = self.process.lock_block(block).expect("a block");
-        let collected = guard.collect(block, OWNER).expect("its pages");
+        let collected = guard
+            .collect(block, OWNER, &mut |_, _| false)
+            .expect("its pages");
         let collect = began.elapsed();
         assert!(self.device.copy_from(first, collected.sources()));
         let copied = began.elapsed();

@@ -6,6 +6,7 @@ use crate::memories::Freed;
 use crate::outbound::LinuxOutbound;
 use crate::process::Process;
 use crate::region::{BlockState, Region};
+use core::time::Duration;
 use gpusvm_mm::{
     Block, CpuFault, DevicePage, FaultOutcome, Home, Invalidation, MmError, Place, Reason, Wanted,
     WordState,
@@ -45,6 +46,19 @@ impl<'a> BlockGuard<'a> {
     pub(crate) fn try_lock(process: &'a Process, at: VirtAddr) -> Result<Option<Self>, NotHere> {
         let part = process.regions.find(at).ok_or(NotHere)?;
         if !part.region.block(at).try_lock() {
+            return Ok(None);
+        }
+        Self::locked(process, part.region, at).map(Some)
+    }
+
+    /// Waits for the block of `at`, for about so long. `None` when it was busy all the time.
+    pub(crate) fn lock_within(
+        process: &'a Process,
+        at: VirtAddr,
+        limit: Duration,
+    ) -> Result<Option<Self>, NotHere> {
+        let part = process.regions.find(at).ok_or(NotHere)?;
+        if !part.region.block(at).lock_within(Some(limit)) {
             return Ok(None);
         }
         Self::locked(process, part.region, at).map(Some)
@@ -236,7 +250,12 @@ impl Block for BlockGuard<'_> {
         self.region.word(page).get().home()
     }
 
-    fn collect(&mut self, span: Span, owner: OwnerId) -> Result<Self::Outbound<'_>, MmError> {
+    fn collect(
+        &mut self,
+        span: Span,
+        owner: OwnerId,
+        peers: &mut dyn FnMut(PageIndex, DevicePage) -> bool,
+    ) -> Result<Self::Outbound<'_>, MmError> {
         // A handler that sent pages away would meet a fork that waits for it.
         if self.pass.is_none() {
             return Err(MmError::Gone);
@@ -244,7 +263,7 @@ impl Block for BlockGuard<'_> {
         if !self.state().registered.load(Ordering::Relaxed) {
             return Err(MmError::NotArmed { span });
         }
-        LinuxOutbound::collect(self, span, owner)
+        LinuxOutbound::collect(self, span, owner, peers)
     }
 
     fn collect_device(

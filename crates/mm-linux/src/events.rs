@@ -13,12 +13,14 @@
 //!
 //! A remap marks its pages as unmapped: nobody brings them home to where they no longer belong. The
 //! event thread names the device pages of their new address, and then the old one, which is gone, or
-//! empty if it was kept, has no marks.
+//! empty if it was kept, has no marks. What the program does to the new address before the event thread
+//! got there is queued, and marks the new words when they appear.
 //!
 //! # Locking
 //!
-//! The queue's lock is held for a few instructions, and for the marks of a remap. The event thread
-//! takes one block at a time.
+//! The queue's lock is held for a few instructions, for the marks of an event, and for the moment in
+//! which the new place of a remap appears in the region table: so every later event finds the new place
+//! there, or is found in the queue. The event thread takes one block at a time.
 
 use crate::block::BlockGuard;
 use crate::memories::Freed;
@@ -30,8 +32,8 @@ use crate::stats::Counters;
 use crate::sys::uffd::Event;
 use gpusvm_mm::{Block, Place, Reason, WordState};
 use gpusvm_sync::atomic::Ordering;
-use gpusvm_sync::{Arc, Condvar, Mutex};
-use gpusvm_types::{ByteSize, PageCount, PageIndex, Span, VirtAddr};
+use gpusvm_sync::{Arc, Condvar, Mutex, MutexGuard};
+use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
 use std::os::fd::{FromRawFd, OwnedFd};
 
 /// How many jobs can wait. When there are more, marks in the words are all that is left of a removal
@@ -43,7 +45,7 @@ const KEPT_FOR_REMAPS: usize = 2048;
 /// What the event thread has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Job {
-    Removed { span: Span, late: bool },
+    Removed { span: Span },
     Unmapped { span: Span },
     Remapped { from: Span, to: VirtAddr },
     Sweep,
@@ -99,21 +101,13 @@ impl Events {
                 let Ok(span) = Span::new(start, end) else {
                     return;
                 };
-                mark(process, span, |region, page| {
-                    region.word(page).unmap();
-                });
-                self.push(Job::Unmapped { span });
+                self.unmapped(process, Job::Unmapped { span }, span);
             }
             Event::Remap { from, to, len } => {
                 let Ok(from) = Span::from_len(from, len) else {
                     return;
                 };
-                // Who sees the mark finds the reason; who takes the job finds the mark.
-                self.push_and(Job::Remapped { from, to }, || {
-                    mark(process, from, |region, page| {
-                        region.word(page).unmap();
-                    });
-                });
+                self.unmapped(process, Job::Remapped { from, to }, from);
             }
             Event::Fork { fd } => {
                 // Never asked for. A descriptor that came all the same is closed.
@@ -124,19 +118,12 @@ impl Events {
         }
     }
 
-    /// Marks what the program gave up. What a remap that is still queued will make known is marked
-    /// then.
+    /// Marks what the program gave up.
     fn removed(&self, process: &Process, span: Span) {
-        let remapping = self.is_remapping();
-        let (mut any, mut unknown) = (false, span.start());
-        let late = |from: VirtAddr, to: VirtAddr| {
-            if let (true, Ok(span)) = (remapping, Span::new(from, to)) {
-                self.push(Job::Removed { span, late: true });
-            }
-        };
+        let mut queue = self.queue.lock();
+        let (mut any, mut known) = (false, false);
         process.regions.for_each_in(span, |region, inside| {
-            late(unknown, inside.start());
-            unknown = inside.end();
+            known |= inside == span;
             for page in inside.pages() {
                 if !region.block(page.start()).take_own_remove(page) {
                     region.word(page).drop_contents();
@@ -144,27 +131,55 @@ impl Events {
                 }
             }
         });
-        late(unknown, span.end());
-        if any {
-            self.push(Job::Removed { span, late: false });
+        // What a remap that is still queued will make known has no words yet: the job is all there is.
+        let is_needed = !known && queue.is_remapping();
+        if any || is_needed {
+            queue = self.push(queue, Job::Removed { span }, is_needed);
         }
+        drop(queue);
+        self.changed.notify_all();
+    }
+
+    /// Marks what the program unmapped, or moved. Who sees the mark finds the reason; who takes the job
+    /// finds the mark.
+    fn unmapped(&self, process: &Process, job: Job, span: Span) {
+        let queue = self.queue.lock();
+        let is_needed = matches!(job, Job::Remapped { .. }) || queue.is_remapping();
+        let queue = self.push(queue, job, is_needed);
+        process.regions.for_each_in(span, |region, inside| {
+            for word in region.words_in(inside) {
+                word.unmap();
+            }
+        });
+        drop(queue);
+        self.changed.notify_all();
     }
 
     /// Whether a remap was read whose new place is not known to the region table yet.
     pub(crate) fn is_remapping(&self) -> bool {
-        self.queue
-            .lock()
-            .pending()
-            .any(|job| matches!(job, Job::Remapped { .. }))
+        self.queue.lock().is_remapping()
     }
 
-    /// Where a run is now that was remapped a moment ago.
-    pub(crate) fn moved_to(&self, run: Span) -> Option<Span> {
+    /// Where a page is now that was remapped a moment ago, maybe more than once. `None` when it was not,
+    /// or when the program gave it up, or unmapped it, after that.
+    pub(crate) fn moved_to(&self, page: Span) -> Option<Span> {
         let queue = self.queue.lock();
-        queue.pending().find_map(|job| match job {
-            Job::Remapped { from, to } if from.covers(run) => translate(run, from, to),
-            _ => None,
-        })
+        let mut place = None;
+        for job in queue.pending() {
+            match (job, place) {
+                (Job::Remapped { from, to }, _) => {
+                    let at = place.unwrap_or(page);
+                    if from.covers(at) {
+                        place = translate(at, from, to);
+                    }
+                }
+                (Job::Removed { span } | Job::Unmapped { span }, Some(at)) if span.covers(at) => {
+                    return None;
+                }
+                _ => {}
+            }
+        }
+        place
     }
 
     /// Returns when everything that was read before is done.
@@ -181,17 +196,17 @@ impl Events {
         self.changed.notify_all();
     }
 
-    fn push(&self, job: Job) {
-        self.push_and(job, || {});
-    }
-
-    /// Queues a job, and does what belongs to it before anybody can see it.
-    fn push_and(&self, job: Job, act: impl FnOnce()) {
-        let mut queue = self.queue.lock();
-        let is_remap = matches!(job, Job::Remapped { .. });
-        if !is_remap && queue.len >= JOBS - KEPT_FOR_REMAPS {
+    /// Queues a job. One that is not needed may find no room: then its marks are swept for. For one
+    /// that is, this waits for room.
+    fn push<'a>(
+        &self,
+        mut queue: MutexGuard<'a, Queue>,
+        job: Job,
+        is_needed: bool,
+    ) -> MutexGuard<'a, Queue> {
+        if !is_needed && queue.len >= JOBS - KEPT_FOR_REMAPS {
             queue.overflowed = true;
-            return;
+            return queue;
         }
         while queue.len == JOBS {
             queue = self.changed.wait(queue);
@@ -199,9 +214,31 @@ impl Events {
         let at = (queue.first + queue.len) % JOBS;
         queue.jobs[at] = Some(job);
         queue.len += 1;
-        act();
-        drop(queue);
-        self.changed.notify_all();
+        queue
+    }
+
+    /// Lets the new place of the remap that is being done appear, marked with what the program did to
+    /// it since.
+    fn appear(&self, process: &Process, region: &Arc<Region>) -> Result<(), Span> {
+        let queue = self.queue.lock();
+        // The first job is the remap itself.
+        for job in queue.pending().skip(1) {
+            let (span, is_gone) = match job {
+                Job::Removed { span } => (span, false),
+                Job::Unmapped { span } | Job::Remapped { from: span, .. } => (span, true),
+                Job::Sweep => continue,
+            };
+            let Some(inside) = span.intersection(region.span()) else {
+                continue;
+            };
+            for word in region.words_in(inside) {
+                match is_gone {
+                    true => word.unmap(),
+                    false => word.drop_contents(),
+                };
+            }
+        }
+        process.regions.insert(Arc::clone(region))
     }
 
     /// The next job; it stays queued until `done`.
@@ -236,6 +273,11 @@ impl Events {
 }
 
 impl Queue {
+    fn is_remapping(&self) -> bool {
+        self.pending()
+            .any(|job| matches!(job, Job::Remapped { .. }))
+    }
+
     fn pending(&self) -> impl Iterator<Item = Job> + '_ {
         (0..self.len).filter_map(|i| self.jobs[(self.first + i) % JOBS])
     }
@@ -245,7 +287,7 @@ impl Queue {
 pub(crate) fn run(process: &Process) {
     while let Some(job) = process.events.next() {
         match job {
-            Job::Removed { span, late } => removed(process, span, late),
+            Job::Removed { span } => removed(process, span),
             Job::Unmapped { span } => unmapped(process, span),
             Job::Remapped { from, to } => remapped(process, from, to),
             Job::Sweep => sweep(process),
@@ -254,13 +296,7 @@ pub(crate) fn run(process: &Process) {
     }
 }
 
-fn removed(process: &Process, span: Span, late: bool) {
-    if late {
-        // A remap that came just before has made the region known only now.
-        mark(process, span, |region, page| {
-            region.word(page).drop_contents();
-        });
-    }
+fn removed(process: &Process, span: Span) {
     each_block(process, span, |block, piece| block.release_dropped(piece));
 }
 
@@ -290,7 +326,7 @@ fn sweep(process: &Process) {
             }
             unmapped(process, run);
         }
-        marked(|word| word.dropped).for_each(|run| removed(process, run, false));
+        marked(|word| word.dropped).for_each(|run| removed(process, run));
     }
 }
 
@@ -318,7 +354,7 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
             let state = region.block(piece.start());
             state.registered.store(registered, Ordering::Relaxed);
         }
-        if let Err(other) = process.regions.insert(Arc::clone(&region)) {
+        if let Err(other) = process.events.appear(process, &region) {
             process.report(format_args!(
                 "{there} was remapped onto {other}, which is mirrored"
             ));
@@ -370,12 +406,6 @@ fn each_block(process: &Process, span: Span, act: impl Fn(&mut BlockGuard<'_>, S
     }
 }
 
-fn mark(process: &Process, span: Span, mut act: impl FnMut(&Region, PageIndex)) {
-    process.regions.for_each_in(span, |region, inside| {
-        inside.pages().for_each(|page| act(region, page));
-    });
-}
-
 /// Where `piece` of `from` is when `from` is at `to`.
 fn translate(piece: Span, from: Span, to: VirtAddr) -> Option<Span> {
     let offset: ByteSize = piece.start().offset_from(from.start());
@@ -391,9 +421,10 @@ mod tests {
         let events = Events::new();
         let page = |p: u64| Span::page_of(VirtAddr::new(p << 12));
         let from = page(1).union(page(4));
-        events.push(Job::Unmapped { span: page(9) });
+        let push = |job| drop(events.push(events.queue.lock(), job, true));
+        push(Job::Unmapped { span: page(9) });
         assert!(!events.is_remapping());
-        events.push(Job::Remapped {
+        push(Job::Remapped {
             from,
             to: VirtAddr::new(0x10_0000),
         });
@@ -417,15 +448,40 @@ mod tests {
         events.sync();
     }
 
+    /// Moved twice, then given up in part, then unmapped.
+    #[test]
+    fn a_page_is_followed_to_where_it_is_or_is_no_more() {
+        let events = Events::new();
+        let page = |p: u64| Span::page_of(VirtAddr::new(p << 12));
+        let pages = |first: u64, last| page(first).union(page(last));
+        let push = |job| drop(events.push(events.queue.lock(), job, true));
+        let to = |p: u64| VirtAddr::new(p << 12);
+        push(Job::Removed { span: page(1) });
+        push(Job::Remapped {
+            from: pages(1, 4),
+            to: to(11),
+        });
+        assert_eq!(events.moved_to(page(1)), Some(page(11)), "given up before");
+        push(Job::Remapped {
+            from: pages(12, 14),
+            to: to(22),
+        });
+        assert_eq!(events.moved_to(page(1)), Some(page(11)));
+        assert_eq!(events.moved_to(page(2)), Some(page(22)));
+        push(Job::Removed { span: page(23) });
+        push(Job::Unmapped { span: page(24) });
+        let found = [1, 2, 3, 4, 5].map(|p| events.moved_to(page(p)));
+        assert_eq!(found, [Some(page(11)), Some(page(22)), None, None, None]);
+    }
+
     #[test]
     fn a_full_queue_asks_for_a_sweep_and_still_takes_remaps() {
         let events = Events::new();
         let span = Span::page_of(VirtAddr::new(0x5000));
-        (0..2 * JOBS).for_each(|_| events.push(Job::Removed { span, late: false }));
-        events.push(Job::Remapped {
-            from: span,
-            to: VirtAddr::new(0x9000),
-        });
+        let push = |job, is_needed| drop(events.push(events.queue.lock(), job, is_needed));
+        (0..2 * JOBS).for_each(|_| push(Job::Removed { span }, false));
+        let to = VirtAddr::new(0x9000);
+        push(Job::Remapped { from: span, to }, true);
         assert!(events.is_remapping());
         let mut taken = 0;
         while let Some(job) = events.next().filter(|job| *job != Job::Sweep) {

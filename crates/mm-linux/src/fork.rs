@@ -140,6 +140,8 @@ unsafe extern "C" fn prepare() {
     let engines: Vec<_> = ENGINES.lock().iter().filter_map(Weak::upgrade).collect();
     engines.iter().for_each(|engine| engine.gate.close());
     for engine in &engines {
+        // Pages that this thread moved are brought home to where they are now.
+        engine.settle_events();
         engine.bring_all_home(Wanted::Fork);
     }
     CLOSED_BY_US.with_borrow_mut(|closed| *closed = engines);

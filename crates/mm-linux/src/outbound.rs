@@ -16,15 +16,15 @@ use gpusvm_mm::{
     Block, DevicePage, KeptReason, MmError, Outbound, PageWord, Place, Reason, Source,
 };
 use gpusvm_sync::atomic::Ordering;
-use gpusvm_types::{OwnerId, PAGES_PER_BLOCK, PageCount, Span, VirtAddr};
+use gpusvm_types::{OwnerId, PAGES_PER_BLOCK, PageCount, PageIndex, Span, VirtAddr};
 use rustix::io::Errno;
 
-/// Pages of RAM that were taken out of the process.
+/// Pages that were taken out of the process.
 #[derive(Debug)]
 pub struct LinuxOutbound<'b> {
     block: &'b BlockGuard<'b>,
     span: Span,
-    // INVARIANT: whatever is not taken out right now is `Kept`.
+    // INVARIANT: whatever of RAM is not taken out right now is `Kept`.
     sources: [Source; PAGES_PER_BLOCK],
     /// Those of the pages taken out that are where they were.
     in_place: PageSet,
@@ -39,6 +39,7 @@ impl<'b> LinuxOutbound<'b> {
         block: &'b BlockGuard<'_>,
         span: Span,
         owner: OwnerId,
+        peers: &mut dyn FnMut(PageIndex, DevicePage) -> bool,
     ) -> Result<Self, MmError> {
         assert!(
             block.span().covers(span),
@@ -56,13 +57,14 @@ impl<'b> LinuxOutbound<'b> {
         };
         // What the program gave up before is marked.
         block.process.source.fence();
-        if !this.mark() {
+        let marked = this.mark(peers);
+        if marked == Marked::Nothing {
             return Ok(this);
         }
         block.invalidate(span, Reason::Migrate(Some(owner)));
         // From here on, dropping `this` puts everything back.
         let process = block.process;
-        if process.mover.takes_to_slot() {
+        if marked == Marked::Ram && process.mover.takes_to_slot() {
             let is_whole = span.page_count().as_usize() == PAGES_PER_BLOCK;
             let huge = is_whole && process.mover.is_huge(Span::page_of(span.start()));
             let slot = process.staging.take_empty(huge);
@@ -78,32 +80,39 @@ impl<'b> LinuxOutbound<'b> {
         Ok(this)
     }
 
-    /// Marks the words of the pages that can be taken. Whether there is any.
-    fn mark(&mut self) -> bool {
+    /// Marks the words of the pages that can be taken.
+    fn mark(&mut self, peers: &mut dyn FnMut(PageIndex, DevicePage) -> bool) -> Marked {
         let region = &self.block.region;
-        let mut any = false;
+        let mut marked = Marked::Nothing;
         for (i, word) in region.words_in(self.span).iter().enumerate() {
+            let page = self.span.first_page() + PageCount::from_usize(i);
             let mut state = word.get();
             if state.dropped && state.place == Place::System {
-                let page = self.span.first_page() + PageCount::from_usize(i);
                 self.block
                     .process
                     .settle_holes(region, Span::page_of(page.start()));
                 state = word.get();
             }
-            let kept = match state.place {
-                Place::Device(device) | Place::Leaving(device) => KeptReason::OnDevice(device),
-                _ if state.unmapped => KeptReason::Unmapped,
-                _ if state.dropped => KeptReason::Dropped,
+            let is_wanted = !state.dropped && !state.unmapped;
+            self.sources[i] = match state.place {
+                Place::Device(device) if is_wanted && peers(page, device) => {
+                    word.mark_leaving(device);
+                    marked = marked.max(Marked::Devices);
+                    Source::Device(device)
+                }
+                Place::Device(device) | Place::Leaving(device) => {
+                    Source::Kept(KeptReason::OnDevice(device))
+                }
+                _ if state.unmapped => Source::Kept(KeptReason::Unmapped),
+                _ if state.dropped => Source::Kept(KeptReason::Dropped),
                 Place::System | Place::Collected => {
                     word.mark_collected();
-                    any = true;
+                    marked = Marked::Ram;
                     continue;
                 }
             };
-            self.sources[i] = Source::Kept(kept);
         }
-        any
+        marked
     }
 
     fn take_out(&mut self, run: Span) -> Result<(), Errno> {
@@ -178,6 +187,11 @@ impl<'b> LinuxOutbound<'b> {
                     .for_each(|page| self.put_page_back(Span::page_of(page.start())));
             }
         }
+        for (word, source) in words.iter().zip(&self.sources) {
+            if let (Source::Device(device), Place::Leaving(_)) = (source, word.get().place) {
+                word.stay_on_device(*device);
+            }
+        }
         // What was moved by the program goes after it.
         for (i, page) in self.span.pages().enumerate() {
             if self.is_to_go_back(i) && words[i].get().unmapped {
@@ -195,7 +209,8 @@ impl<'b> LinuxOutbound<'b> {
     /// Whether the i-th page is in the slot, and still wanted.
     fn is_to_go_back(&self, i: usize) -> bool {
         let page = self.span.first_page() + PageCount::from_usize(i);
-        let is_away = self.sources[i].is_collected() && !self.in_place.contains(i);
+        let was_taken = matches!(self.sources[i], Source::Page(_) | Source::Hole);
+        let is_away = was_taken && !self.in_place.contains(i);
         is_away && !self.block.region.word(page).get().dropped
     }
 
@@ -269,6 +284,9 @@ impl Outbound for LinuxOutbound<'_> {
             if word.settle_device(device).is_err() {
                 freed.push(device);
             }
+            if let Source::Device(left) = self.sources[i] {
+                freed.push(left);
+            }
         }
         drop(freed);
         self.settle_in_place();
@@ -296,6 +314,16 @@ impl Drop for LinuxOutbound<'_> {
             slot.holds(content);
         }
     }
+}
+
+/// What there is to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Marked {
+    Nothing,
+    /// Pages of other devices only.
+    Devices,
+    /// Pages of RAM, and maybe of other devices.
+    Ram,
 }
 
 /// Some of the pages of a span, by their place in it.

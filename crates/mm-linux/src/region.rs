@@ -12,8 +12,9 @@
 //! unlocks a block with a fault seen wakes all who wait for its pages; they fault again if they must.
 //! So a handler never waits for a block.
 
-use crate::sys::futex;
+use crate::sys::futex::{self, Woken};
 use crate::sys::map::{Mapping, Request};
+use core::time::Duration;
 use gpusvm_mm::{ArmToken, PageWord};
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use gpusvm_types::{BLOCK_SHIFT, ByteSize, PAGES_PER_BLOCK, PageIndex, Span, VirtAddr};
@@ -131,6 +132,12 @@ impl BlockState {
 
     /// Waits for the block and locks it.
     pub(crate) fn lock(&self) {
+        let locked = self.lock_within(None);
+        debug_assert!(locked, "only a time limit ends the wait");
+    }
+
+    /// As `lock`, but gives up once it has slept for `limit` without a wake-up. Whether it is locked.
+    pub(crate) fn lock_within(&self, limit: Option<Duration>) -> bool {
         let mut to = LOCKED;
         loop {
             let now = self.lock.load(Ordering::Relaxed);
@@ -140,7 +147,7 @@ impl BlockState {
                     self.lock
                         .compare_exchange(now, locked, Ordering::Acquire, Ordering::Relaxed);
                 if taken.is_ok() {
-                    return;
+                    return true;
                 }
                 continue;
             }
@@ -149,7 +156,9 @@ impl BlockState {
                 self.lock
                     .compare_exchange(now, marked, Ordering::Relaxed, Ordering::Relaxed);
             if mark.is_ok() {
-                futex::wait(&self.lock, marked, None);
+                if futex::wait(&self.lock, marked, limit) == Woken::TimedOut {
+                    return false;
+                }
                 // Others may sleep as well: whoever was woken keeps the mark.
                 to = LOCKED | SLEEPERS;
             }

@@ -234,7 +234,9 @@ fn pages_leave_armed_memory_only(world: &World) {
     let memory = Memory::new(&world.process, BLOCK_SIZE, Pages::Base);
     memory.fill(1);
     let mut block = world.process.lock_block(memory.span()).unwrap();
-    let refused = block.collect(memory.span(), common::OWNER).map(drop);
+    let refused = block
+        .collect(memory.span(), common::OWNER, &mut |_, _| false)
+        .map(drop);
     assert_eq!(
         refused,
         Err(MmError::NotArmed {

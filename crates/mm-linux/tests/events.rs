@@ -213,7 +213,7 @@ fn read_only_memory_leaves_and_comes_home(world: &World) {
 
 fn abort_out(world: &World, span: Span) {
     let mut block = world.process.lock_block(span).unwrap();
-    drop(block.collect(span, OWNER).unwrap());
+    drop(block.collect(span, OWNER, &mut |_, _| false).unwrap());
 }
 
 fn memory_protected_while_away_comes_home(world: &World) {
@@ -227,7 +227,9 @@ fn memory_protected_while_away_comes_home(world: &World) {
         memory::protect(closed, libc::PROT_READ | libc::PROT_WRITE);
         // While it is collected, and put back.
         let mut block = world.process.lock_block(memory.span()).unwrap();
-        let collected = block.collect(memory.span(), OWNER).unwrap();
+        let collected = block
+            .collect(memory.span(), OWNER, &mut |_, _| false)
+            .unwrap();
         memory::protect(closed, libc::PROT_READ);
         drop(collected);
         drop(block);
@@ -266,7 +268,7 @@ fn changes_while_out(world: &World) {
                 let span = memory.span();
                 let part = memory.part(pages(first), pages(n));
                 let mut block = world.process.lock_block(span).unwrap();
-                let collected = block.collect(span, OWNER).unwrap();
+                let collected = block.collect(span, OWNER, &mut |_, _| false).unwrap();
                 let to = apply(change, part);
                 let taken = world.device.take(span.page_count());
                 if commits && world.device.copy_from(taken, collected.sources()) {

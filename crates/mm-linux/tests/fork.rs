@@ -9,7 +9,7 @@
 mod common;
 
 use common::memory::{self, Pages, pages};
-use common::{OWNER, World};
+use common::{OWNER, World, exit_code, forked};
 use gpusvm_mm::{AddressSpace, Block, MmError, Outbound};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,34 +23,6 @@ on_every_rung!(
     a_fork_in_a_migration_loop,
     two_threads_fork,
 );
-
-/// Runs `work` in a child, which may make system calls and touch memory, but not allocate.
-fn forked(work: impl FnOnce() -> i32) -> libc::pid_t {
-    // SAFETY: as said.
-    match unsafe { libc::fork() } {
-        0 => {
-            let code = work();
-            // SAFETY: ends the child without running what belongs to the parent.
-            unsafe { libc::_exit(code) }
-        }
-        pid => {
-            assert!(pid > 0, "fork");
-            pid
-        }
-    }
-}
-
-fn exit_code(pid: libc::pid_t) -> i32 {
-    let mut status = 0;
-    // SAFETY: our own child, and a status of our own.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    assert!(
-        libc::WIFEXITED(status),
-        "killed by {}",
-        libc::WTERMSIG(status)
-    );
-    libc::WEXITSTATUS(status)
-}
 
 fn a_child_sees_the_data(world: &World) {
     world.each_kind(ByteSize::mib(4), |memory| {
@@ -120,7 +92,9 @@ fn fork_waits_for_a_migration(world: &World) {
         let (out, memory) = (&out, &memory);
         scope.spawn(move || {
             let mut block = world.process.lock_block(memory.span()).unwrap();
-            let collected = block.collect(memory.span(), OWNER).unwrap();
+            let collected = block
+                .collect(memory.span(), OWNER, &mut |_, _| false)
+                .unwrap();
             out.store(true, Ordering::Release);
             std::thread::sleep(Duration::from_millis(100));
             let taken = world.device.take(memory.span().page_count());

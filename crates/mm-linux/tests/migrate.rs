@@ -113,7 +113,9 @@ fn abort_out_leaves_everything(world: &World) {
         for seed in 0..20 {
             memory.fill(seed);
             let mut block = world.process.lock_block(memory.span()).unwrap();
-            let collected = block.collect(memory.span(), OWNER).unwrap();
+            let collected = block
+                .collect(memory.span(), OWNER, &mut |_, _| false)
+                .unwrap();
             assert_eq!(count(collected.sources(), |s| s.is_collected()), 512);
             drop(collected);
             assert_eq!(block.home(memory.span().first_page()), Home::System);
@@ -157,7 +159,7 @@ fn holes_are_reported_and_come_home_as_zeroes(world: &World) {
         memory.part(BLOCK_SIZE, BLOCK_SIZE),
     );
     let mut block = world.process.lock_block(low).unwrap();
-    let collected = block.collect(low, OWNER).unwrap();
+    let collected = block.collect(low, OWNER, &mut |_, _| false).unwrap();
     assert_eq!(count(collected.sources(), |s| *s == Source::Hole), 512);
     drop(collected);
     drop(block);
@@ -168,7 +170,7 @@ fn holes_are_reported_and_come_home_as_zeroes(world: &World) {
     // Some of it touched: every fault of armed memory fills a chunk of zeroes.
     memory.fill_part(memory.part(BLOCK_SIZE + pages(100), pages(3)), 5);
     let mut block = world.process.lock_block(high).unwrap();
-    let collected = block.collect(high, OWNER).unwrap();
+    let collected = block.collect(high, OWNER, &mut |_, _| false).unwrap();
     assert_eq!(
         count(collected.sources(), |s| matches!(s, Source::Page(_))),
         3
@@ -192,7 +194,9 @@ fn zero_pages_come_home_as_zeroes(world: &World) {
         check_zero(memory.span());
         memory.arm(&world.process);
         let mut block = world.process.lock_block(memory.span()).unwrap();
-        let collected = block.collect(memory.span(), OWNER).unwrap();
+        let collected = block
+            .collect(memory.span(), OWNER, &mut |_, _| false)
+            .unwrap();
         assert_eq!(count(collected.sources(), |s| s.is_collected()), 512);
         drop(collected);
         drop(block);
@@ -306,7 +310,9 @@ fn a_second_migration_takes_only_what_is_in_ram(world: &World) {
         memory.fill(6);
         world.out(memory.part(pages(10), pages(20)));
         let mut block = world.process.lock_block(memory.span()).unwrap();
-        let collected = block.collect(memory.span(), OWNER).unwrap();
+        let collected = block
+            .collect(memory.span(), OWNER, &mut |_, _| false)
+            .unwrap();
         let kept = |s: &Source| matches!(s, Source::Kept(KeptReason::OnDevice(_)));
         assert_eq!(count(collected.sources(), kept), 20);
         assert!(collected.sources()[10..30].iter().all(kept));

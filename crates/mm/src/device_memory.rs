@@ -19,6 +19,8 @@ pub struct CpuFault {
 pub enum Wanted {
     /// A CPU thread touched it, and waits. The timeslice holds.
     Touched,
+    /// A device wants it that cannot reach it where it is. The timeslice holds.
+    Device,
     /// Somebody asked: the timeslice does not hold.
     Asked,
     /// The process forks: the timeslice does not hold.

@@ -27,6 +27,9 @@ pub enum Source {
     Page(DmaAddr),
     /// There was no page, or the zero page: the device clears, nothing is copied.
     Hole,
+    /// The page lives on another device, which does not map it any more: devices that reach each
+    /// other copy it directly.
+    Device(DevicePage),
     /// The page stays where it is.
     Kept(KeptReason),
 }
@@ -62,7 +65,7 @@ pub struct Leaving {
 
 /// A locked 2 MiB block: nobody else moves its pages.
 pub trait Block {
-    /// Pages of RAM that were taken out.
+    /// Pages that were taken out.
     type Outbound<'b>: Outbound
     where
         Self: 'b;
@@ -77,13 +80,19 @@ pub trait Block {
     /// Where a page lives.
     fn home(&self, page: PageIndex) -> Home;
 
-    /// Takes the pages of `span` that are in RAM out of the reach of the CPU and of all devices;
-    /// `owner` is for whom, and what it has mapped of its own device memory may stay.
+    /// Takes the pages of `span` that are in RAM, and the device pages that `peers` names, out of the
+    /// reach of the CPU and of all devices; `owner` is for whom.
     ///
     /// # Errors
     ///
-    /// `Gone`, `NoStaging`, or what the world's mechanism refused; then every page is where it was.
-    fn collect(&mut self, span: Span, owner: OwnerId) -> Result<Self::Outbound<'_>, MmError>;
+    /// `Gone`, `NotArmed`, `NoStaging`, or what the world's mechanism refused; then every page is
+    /// where it was.
+    fn collect(
+        &mut self,
+        span: Span,
+        owner: OwnerId,
+        peers: &mut dyn FnMut(PageIndex, DevicePage) -> bool,
+    ) -> Result<Self::Outbound<'_>, MmError>;
 
     /// Takes the device pages of `span` that `select` names out of the reach of all devices, and
     /// finds RAM for them.
@@ -98,7 +107,7 @@ pub trait Block {
     ) -> Result<Self::Inbound<'_>, MmError>;
 }
 
-/// Pages of RAM that were taken out. Dropping it puts them back.
+/// Pages that were taken out. Dropping it puts them back.
 pub trait Outbound {
     /// What was asked for.
     fn span(&self) -> Span;
@@ -107,7 +116,8 @@ pub trait Outbound {
     fn sources(&self) -> &[Source];
 
     /// Lets the collected pages live on the device from now on: `home` says where the i-th page of
-    /// the span is. Asked for collected pages only.
+    /// the span is. Asked for collected pages only. Device pages that they leave go back to their
+    /// memory.
     fn commit(self, home: &mut dyn FnMut(usize) -> DevicePage);
 }
 

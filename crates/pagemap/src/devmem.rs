@@ -7,27 +7,39 @@
 //! ```
 
 use crate::pieces::{Cause, ToDevmem, ToRam};
-use alloc::boxed::Box;
+use alloc::{boxed::Box, sync::Arc};
 use core::time::Duration;
 use gpusvm_mm::Time;
+use gpusvm_sync::Mutex;
 use gpusvm_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use gpusvm_types::{DevicePfn, PageCount};
 
+/// Something that still happens to device memory that was just allocated: it is being cleared, or who
+/// had it before is still being copied out (`pre_migrate_fence`).
+pub trait PreMigrateFence: Send + Sync + core::fmt::Debug {
+    /// Returns when the memory is idle.
+    ///
+    /// # Errors
+    ///
+    /// What the device failed at: then the memory is not used.
+    fn wait(&self) -> Result<(), DevmemError>;
+}
+
 /// What the driver does for one allocation (`drm_pagemap_devmem_ops`).
 ///
-/// All of them but `release` run with a block locked. None may touch mirrored memory, and
-/// `copy_to_ram` and `release`, which serve CPU faults, may not allocate on the global heap.
+/// The copies run with a block locked. None may touch mirrored memory, and `copy_to_ram` and
+/// `release`, which serve CPU faults, may not allocate on the global heap.
 pub trait DevmemOps: Send + Sync + core::fmt::Debug {
     /// Says which device pages the allocation consists of, in order. They are *raw* page frame
-    /// numbers. A failure ends the migration; every page is put back.
+    /// numbers. A failure ends the migration before anything is taken. Called without locks.
     ///
     /// # Errors
     ///
     /// Whatever keeps the driver from it.
     fn populate_pfn(&self, pfns: &mut [DevicePfn]) -> Result<(), DevmemError>;
 
-    /// Copies and clears, and returns when it is done. A failure ends the migration; every page is
-    /// put back.
+    /// Copies and clears, not before `after`, and returns when it is done. A failure ends the
+    /// migration; every page is put back.
     ///
     /// # Errors
     ///
@@ -35,17 +47,20 @@ pub trait DevmemOps: Send + Sync + core::fmt::Debug {
     fn copy_to_devmem(
         &self,
         pieces: &mut dyn Iterator<Item = ToDevmem>,
+        after: Option<&dyn PreMigrateFence>,
         cause: Cause,
     ) -> Result<(), DevmemError>;
 
-    /// Copies, and returns when it is done. A failure leaves the pages on the device.
+    /// Copies to RAM, or to the memory of a peer, not before `after`, and returns when it is done. A
+    /// failure leaves the pages where they are.
     ///
     /// # Errors
     ///
-    /// What the device failed at.
+    /// What the device failed at. `Unsupported` when its engine cannot write to that peer.
     fn copy_to_ram(
         &self,
         pieces: &mut dyn Iterator<Item = ToRam>,
+        after: Option<&dyn PreMigrateFence>,
         cause: Cause,
     ) -> Result<(), DevmemError>;
 
@@ -67,14 +82,21 @@ pub enum DevmemError {
     /// The allocation has fewer pages than were asked for.
     #[error("the allocation has no such pages")]
     Pages,
+    /// The device's engine does not do this.
+    #[error("the device cannot do this: {what}")]
+    Unsupported {
+        /// What was asked of it.
+        what: &'static str,
+    },
 }
 
 impl DevmemError {
     /// What the kernel's twin returns.
     pub const fn errno(self) -> i32 {
         match self {
-            Self::Copy { .. } => 5, // EIO
-            Self::Pages => 22,      // EINVAL
+            Self::Copy { .. } => 5,         // EIO
+            Self::Pages => 22,              // EINVAL
+            Self::Unsupported { .. } => 95, // EOPNOTSUPP
         }
     }
 }
@@ -89,6 +111,8 @@ pub struct Devmem {
     /// How many launches need it to stay.
     leases: AtomicU32,
     detached: AtomicBool,
+    /// What the first copy waits for.
+    pre_migrate_fence: Mutex<Option<Arc<dyn PreMigrateFence>>>,
 }
 
 impl Devmem {
@@ -100,7 +124,19 @@ impl Devmem {
             timeslice_expiration: AtomicU64::new(0),
             leases: AtomicU32::new(0),
             detached: AtomicBool::new(false),
+            pre_migrate_fence: Mutex::new(None),
         }
+    }
+
+    /// As [`Devmem::new`], of memory that is not idle before `fence`.
+    pub fn idle_after(
+        size: PageCount,
+        ops: Box<dyn DevmemOps>,
+        fence: Arc<dyn PreMigrateFence>,
+    ) -> Self {
+        let this = Self::new(size, ops);
+        *this.pre_migrate_fence.lock() = Some(fence);
+        this
     }
 
     /// How many pages it has.
@@ -138,7 +174,8 @@ impl Devmem {
         (timeslice && now < until).then_some(until)
     }
 
-    /// Keeps the pages on the device until as many `unlease`s.
+    /// Keeps the pages on the device until as many `unlease`s. Pages may be on their way home unless
+    /// their block is locked: whoever moves them asks with the block locked.
     pub fn lease(&self) {
         self.leases.fetch_add(1, Ordering::AcqRel);
     }
@@ -156,6 +193,17 @@ impl Devmem {
     /// Whether a launch needs it.
     pub fn is_leased(&self) -> bool {
         self.leases.load(Ordering::Acquire) > 0
+    }
+
+    /// What the memory is not idle before, if that is still to be waited for.
+    pub(crate) fn pre_migrate_fence(&self) -> Option<Arc<dyn PreMigrateFence>> {
+        self.pre_migrate_fence.lock().clone()
+    }
+
+    /// The first copy is done: the memory is idle.
+    pub(crate) fn fence_passed(&self) {
+        let fence = self.pre_migrate_fence.lock().take();
+        drop(fence);
     }
 
     /// Gives the memory back, the first time only.

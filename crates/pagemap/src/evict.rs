@@ -12,7 +12,7 @@ use gpusvm_types::{DevicePfn, PAGES_PER_BLOCK, PageCount};
 /// How often eviction walks an allocation before it gives up: the kernel's two retries.
 pub const EVICT_TRIES: u32 = 3;
 
-/// Brings every page of `devmem` home.
+/// Brings every page of `devmem` home. Timeslices do not hold; a launch that needs it does.
 ///
 /// # Errors
 ///
@@ -61,13 +61,17 @@ fn walk<M: AddressSpace>(
         let Some((mut block, _)) = mm.lock_device_page(pagemap.page(*pfn)) else {
             continue;
         };
+        // Leases are taken with the block locked, so none begins from here on.
+        if devmem.is_leased() {
+            return Ok(());
+        }
         let span = block.span();
         let collected = block
             .collect_device(span, &mut |_, page| pagemap.is_same(page, zdd))
             .map_err(gone_or)?;
         devmem
             .ops()
-            .copy_to_ram(&mut pieces::to_ram(collected.leaving()), cause)?;
+            .copy_to_ram(&mut pieces::to_ram(collected.leaving()), None, cause)?;
         collected.commit().map_err(gone_or)?;
     }
     Ok(())

@@ -23,7 +23,8 @@ pub(crate) fn migrate_to_ram<M: AddressSpace>(
     let Some(devmem) = pagemap.zdds.devmem(zdd) else {
         return FaultOutcome::Served;
     };
-    if let Some(until) = devmem.stays_until(mm.now(), fault.wanted == Wanted::Touched) {
+    let timeslice_holds = matches!(fault.wanted, Wanted::Touched | Wanted::Device);
+    if let Some(until) = devmem.stays_until(mm.now(), timeslice_holds) {
         return FaultOutcome::NotBefore(until);
     }
 
@@ -36,14 +37,13 @@ pub(crate) fn migrate_to_ram<M: AddressSpace>(
         return FaultOutcome::Failed;
     };
     let mut pieces = pieces::to_ram(collected.leaving());
-    if devmem
+    let copied = devmem
         .ops()
-        .copy_to_ram(&mut pieces, cause(fault.wanted))
-        .is_err()
-    {
+        .copy_to_ram(&mut pieces, None, cause(fault.wanted));
+    drop(pieces);
+    if copied.is_err() {
         return FaultOutcome::Failed;
     }
-    drop(pieces);
     match collected.commit() {
         Ok(()) => FaultOutcome::Served,
         Err(_) => FaultOutcome::Failed,
@@ -53,6 +53,7 @@ pub(crate) fn migrate_to_ram<M: AddressSpace>(
 const fn cause(wanted: Wanted) -> Cause {
     match wanted {
         Wanted::Touched => Cause::CpuFault,
+        Wanted::Device => Cause::DeviceFault,
         Wanted::Asked => Cause::Asked,
         Wanted::Fork => Cause::Fork,
         Wanted::Unmap => Cause::Unmap,

@@ -10,14 +10,15 @@
 //!   Devmem <--- Zdd, counted: one reference for each device page in use ---> release, once
 //! ```
 //!
-//! A [`Pagemap`] is a device's memory as an address space sees it. A [`Devmem`] is one allocation of
-//! it, filled by one migration. Every device page in use counts as a reference to its allocation (the
+//! A [`Pagemap`] is a device's memory as an address space sees it; [`Pagemaps`] are all of them. A
+//! [`Devmem`] is one allocation of a memory, filled by one migration. Every device page in use counts as a reference to its allocation (the
 //! [`zdd`]); when the last page is gone, whatever took it away, the allocation is released.
 //!
 //! # Locking
 //!
-//! A migration holds one block lock of the address space. Nothing here holds another lock across a
-//! call out, except that lookups of a page's allocation lock that allocation's slot for a moment.
+//! A migration to a device keeps the device bound (a lock that unbinding takes to write), and then one
+//! block of the address space locked. Nothing here holds another lock across a call out, except that
+//! lookups of a page's allocation lock that allocation's slot for a moment.
 //!
 //! # Invariants
 //!
@@ -28,23 +29,31 @@
 //!
 //! Partial migration is the default: a page that cannot be collected stays in RAM. The kernel's rule,
 //! all or nothing, is [`Mode::AllOrNothing`]. A CPU fault within the timeslice sleeps until it is over;
-//! the kernel returns and lets the CPU fault again and again.
+//! the kernel returns and lets the CPU fault again and again. A device that wants another device's page
+//! respects the timeslice too.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 pub mod migrate;
+pub(crate) mod peer_copy;
 pub mod fault;
 pub mod evict;
 pub mod pagemap;
+pub mod registry;
+pub mod owner;
+pub mod addr;
 pub mod devmem;
 pub mod zdd;
 pub mod pieces;
 pub mod error;
 
-pub use devmem::{Devmem, DevmemError, DevmemOps};
+pub use addr::PagemapAddr;
+pub use devmem::{Devmem, DevmemError, DevmemOps, PreMigrateFence};
 pub use error::{EvictError, MigrateError};
 pub use migrate::{MigrateRequest, Migrated, Mode};
-pub use pagemap::{Pagemap, PagemapAddr, PagemapOps};
+pub use owner::{Owner, OwnerList, Peer};
+pub use pagemap::{Importer, Pagemap, PagemapOps, PagemapSpec, RebindError};
 pub use pieces::{Cause, ToDevmem, ToRam};
+pub use registry::Pagemaps;

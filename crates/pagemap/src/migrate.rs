@@ -1,16 +1,19 @@
-//! RAM to device memory: `drm_pagemap_migrate_to_devmem`.
+//! RAM, or another device, to device memory: `drm_pagemap_migrate_to_devmem`.
 //!
 //! ```text
-//!   check the mapping -> lock the block -> collect -> which device pages? -> copy -> commit
-//!                                            |                                |
-//!                                            `----- any failure: drop --------'---> put back
+//!   bound? -> check the mapping -> which device pages? -> lock the block -> collect
+//!                                                                             |
+//!       commit <- copy, source by source: RAM (and holes), then each peer's allocation
+//!                   |                                                         |
+//!                   `----- any failure: drop, in the reverse order -----------'---> put back
 //! ```
 
+use crate::peer_copy::PeerCopies;
 use crate::pieces::{self, Cause};
-use crate::{Devmem, MigrateError, Pagemap};
+use crate::{Devmem, DevmemError, MigrateError, Pagemap};
 use alloc::sync::Arc;
 use core::time::Duration;
-use gpusvm_mm::{AddressSpace, Block, MmError, Outbound, Source, VmaKind};
+use gpusvm_mm::{AddressSpace, Block, KeptReason, MmError, Outbound, Source, VmaKind};
 use gpusvm_types::{DevicePfn, PAGES_PER_BLOCK, PageCount, Span};
 
 /// What is to move, and how.
@@ -45,21 +48,26 @@ pub struct Migrated {
     pub kept: PageCount,
 }
 
-/// Moves the pages of a span into `devmem`, whose memory the pages then keep alive. On an error the
-/// allocation is given back and every page is where it was.
+/// Moves the pages of a span into `devmem`, whose memory the pages then keep alive. Pages of peers,
+/// devices with the same owner, come directly, unless their timeslice or a launch keeps them there.
+/// On an error, or when nothing moved, the allocation is given back and every page is where it was.
+///
+/// That nothing moved is no error if that is because every page is in this memory already, unless all
+/// or nothing was asked for.
 ///
 /// # Errors
 ///
-/// In the order of the checks: `NoMapping` (`ENOENT`), `CrossesMapping` (`EINVAL`), `NotAnonymous`
-/// (`EBUSY`), `NothingCollected` (`EFAULT`), `NotAllCollected` (`EBUSY`); `Unbound`, `TooSmall`, and
-/// what the address space or the device refused.
+/// In the order of the checks: `Unbound` (`ENODEV`), `Gone` (`EFAULT`), `TooSmall` (`EINVAL`), `NoMapping`
+/// (`ENOENT`), `CrossesMapping` (`EINVAL`), `NotAnonymous` (`EBUSY`), what `populate_pfn` failed at, what
+/// the address space refused, `NothingCollected` (`EFAULT`), `NotAllCollected` (`EBUSY`), and what a copy
+/// failed at.
 pub fn migrate_to_devmem<M: AddressSpace>(
     pagemap: &Pagemap<M>,
     devmem: &Arc<Devmem>,
     request: &MigrateRequest,
 ) -> Result<Migrated, MigrateError> {
     let result = try_migrate(pagemap, devmem, request);
-    if result.is_err() {
+    if !matches!(result, Ok(Migrated { moved, .. }) if moved > PageCount::ZERO) {
         devmem.release();
     }
     result
@@ -71,32 +79,33 @@ fn try_migrate<M: AddressSpace>(
     request: &MigrateRequest,
 ) -> Result<Migrated, MigrateError> {
     let span = request.span;
+    let bound = pagemap.enter().ok_or(MigrateError::Unbound { span })?;
     let mm = pagemap.mm.upgrade().ok_or(MmError::Gone)?;
-    check(pagemap, &*mm, devmem, span)?;
-
-    let mut block = mm.lock_block(span)?;
-    let collected = block.collect(span, pagemap.owner())?;
-    let moved = count(collected.sources());
-    if moved == PageCount::ZERO {
-        return Err(MigrateError::NothingCollected { span });
-    }
-    if request.mode == Mode::AllOrNothing && moved != span.page_count() {
-        return Err(MigrateError::NotAllCollected {
-            span,
-            collected: moved,
-        });
-    }
-
+    check(&*mm, devmem, span)?;
+    let failed = |error| MigrateError::Devmem { span, error };
     let mut pfns = [DevicePfn::new(0); PAGES_PER_BLOCK];
     let pfns = &mut pfns[..span.page_count().as_usize()];
-    let failed = |error| MigrateError::Devmem { span, error };
     devmem.ops().populate_pfn(pfns).map_err(failed)?;
-    let mut pieces = pieces::to_devmem(collected.sources(), pfns);
-    devmem
-        .ops()
-        .copy_to_devmem(&mut pieces, request.cause)
-        .map_err(failed)?;
-    drop(pieces);
+
+    let mut peers = PeerCopies::new(pagemap, &bound);
+    let mut block = mm.lock_block(span)?;
+    let now = mm.now();
+    let collected = block.collect(span, pagemap.owner(), &mut |_, page| {
+        peers.may_take(page, now)
+    })?;
+    let moved = count(collected.sources());
+    match moved {
+        PageCount::ZERO if request.mode == Mode::Partial && is_here(pagemap, &collected) => {
+            let kept = span.page_count();
+            return Ok(Migrated { moved, kept });
+        }
+        PageCount::ZERO => return Err(MigrateError::NothingCollected { span }),
+        collected if request.mode == Mode::AllOrNothing && collected != span.page_count() => {
+            return Err(MigrateError::NotAllCollected { span, collected });
+        }
+        _ => {}
+    }
+    copy(devmem, collected.sources(), pfns, &peers, request.cause).map_err(failed)?;
 
     devmem.start_timeslice(mm.now(), request.timeslice);
     let zdd = pagemap.zdds.begin(devmem, pfns);
@@ -105,21 +114,41 @@ fn try_migrate<M: AddressSpace>(
         pagemap.page(pfns[i])
     });
     pagemap.zdds.put(zdd, 1);
-    Ok(Migrated {
-        moved,
-        kept: span.page_count() - moved,
-    })
+    let kept = span.page_count() - moved;
+    Ok(Migrated { moved, kept })
 }
 
-fn check<M: AddressSpace>(
-    pagemap: &Pagemap<M>,
-    mm: &M,
+/// Copies each page from where it is: by this device from RAM, by its own device from a peer.
+fn copy<M: AddressSpace>(
     devmem: &Devmem,
-    span: Span,
-) -> Result<(), MigrateError> {
-    if !pagemap.is_bound() {
-        return Err(MigrateError::Unbound { span });
+    sources: &[Source],
+    pfns: &[DevicePfn],
+    peers: &PeerCopies<'_, M>,
+    cause: Cause,
+) -> Result<(), DevmemError> {
+    let fence = devmem.pre_migrate_fence();
+    let is_system = |source: &Source| matches!(source, Source::Page(_) | Source::Hole);
+    if sources.iter().any(is_system) {
+        let mut pieces = pieces::to_devmem(sources, pfns);
+        devmem
+            .ops()
+            .copy_to_devmem(&mut pieces, fence.as_deref(), cause)?;
     }
+    peers.copy(sources, pfns, fence.as_deref(), cause)?;
+    devmem.fence_passed();
+    Ok(())
+}
+
+/// Whether every page is in this memory already.
+fn is_here<M: AddressSpace>(pagemap: &Pagemap<M>, collected: &impl Outbound) -> bool {
+    let is_ours = |source: &Source| match source {
+        Source::Kept(KeptReason::OnDevice(page)) => pagemap.contains(*page),
+        _ => false,
+    };
+    collected.sources().iter().all(is_ours)
+}
+
+fn check<M: AddressSpace>(mm: &M, devmem: &Devmem, span: Span) -> Result<(), MigrateError> {
     if devmem.size() < span.page_count() {
         return Err(MigrateError::TooSmall {
             span,

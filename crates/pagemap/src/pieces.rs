@@ -5,8 +5,9 @@
 //!   pieces    copy--  clear  copy  copy
 //! ```
 
+use crate::PagemapAddr;
 use alloc::fmt;
-use gpusvm_mm::{Leaving, Source};
+use gpusvm_mm::{DevicePage, Leaving, Source};
 use gpusvm_types::{ByteSize, DevAddr, DevicePfn, DmaAddr, PAGE_SIZE};
 
 /// Why pages move. Every migration carries its cause, and every counter is kept by it.
@@ -94,13 +95,13 @@ pub enum ToDevmem {
     },
 }
 
-/// A contiguous piece of a migration to RAM.
+/// A contiguous piece of a migration to RAM, or to the memory of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ToRam {
     /// Where the bytes are.
     pub from: DevAddr,
-    /// Where they go.
-    pub to: DmaAddr,
+    /// Where they go: never [`PagemapAddr::Vram`].
+    pub to: PagemapAddr,
     /// How many.
     pub len: ByteSize,
 }
@@ -123,7 +124,7 @@ pub(crate) fn to_devmem<'a>(
                 to: pfn.dev_addr(),
                 len: PAGE_SIZE,
             }),
-            Source::Kept(_) => None,
+            Source::Device(_) | Source::Kept(_) => None,
         });
     merged(single, |a, b| match (a, b) {
         (
@@ -152,15 +153,37 @@ pub(crate) fn to_devmem<'a>(
 pub(crate) fn to_ram(leaving: &[Option<Leaving>]) -> impl Iterator<Item = ToRam> + '_ {
     let single = leaving.iter().flatten().map(|page| ToRam {
         from: page.from.pfn.dev_addr(),
-        to: page.to,
+        to: PagemapAddr::System(page.to),
         len: PAGE_SIZE,
     });
-    merged(single, |a, b| {
-        let adjacent = a.from + a.len == b.from && a.to + a.len == b.to;
-        adjacent.then(|| ToRam {
-            len: a.len + b.len,
-            ..a
-        })
+    merged(single, join_to_ram)
+}
+
+/// The pieces that bring those of `sources` that `is_mine` names to their place on a peer, merged.
+pub(crate) fn to_peer<'a>(
+    sources: &'a [Source],
+    places: &'a [Option<PagemapAddr>],
+    is_mine: impl Fn(DevicePage) -> bool + 'a,
+) -> impl Iterator<Item = ToRam> + 'a {
+    let single = sources
+        .iter()
+        .zip(places)
+        .filter_map(move |(source, place)| match (source, place) {
+            (Source::Device(page), Some(to)) if is_mine(*page) => Some(ToRam {
+                from: page.pfn.dev_addr(),
+                to: *to,
+                len: PAGE_SIZE,
+            }),
+            _ => None,
+        });
+    merged(single, join_to_ram)
+}
+
+fn join_to_ram(a: ToRam, b: ToRam) -> Option<ToRam> {
+    let adjacent = a.from + a.len == b.from && a.to.continues_with(b.to, a.len);
+    adjacent.then(|| ToRam {
+        len: a.len + b.len,
+        ..a
     })
 }
 

@@ -18,7 +18,7 @@
 //! slots are preallocated, one for each page that can be a head, so a CPU fault allocates nothing.
 
 use crate::Devmem;
-use alloc::{boxed::Box, sync::Arc};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use gpusvm_sync::Mutex;
 use gpusvm_sync::atomic::{AtomicU32, Ordering};
 use gpusvm_types::{DevicePfn, PageCount};
@@ -124,6 +124,18 @@ impl Zdds {
                 devmem.release();
             }
         }
+    }
+
+    /// The allocations that have pages in use, and how many: a hint unless nothing else runs.
+    pub(crate) fn live(&self) -> Vec<(Arc<Devmem>, PageCount)> {
+        let in_use = |slot: &Slot| u64::from(slot.references.load(Ordering::Acquire));
+        let slots = self.slots.iter().filter(|slot| in_use(slot) > 0);
+        slots
+            .filter_map(|slot| {
+                let devmem = slot.devmem.lock().clone()?;
+                Some((devmem, PageCount::new(in_use(slot))))
+            })
+            .collect()
     }
 
     /// How many pages of the allocation are in use: a hint unless nothing else runs.

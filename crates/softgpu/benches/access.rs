@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "a benchmark has a clock")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that fails says where")]
 
-use gpusvm_device::{CopyOp, Device, FaultMode, Mapping, Target, VmId};
+use gpusvm_device::{CopyOp, Device, Fabric, FaultMode, Mapping, Target, VmId};
 use gpusvm_softgpu::{Grid, Lane, LaneError, SoftGpu, SvmPtr};
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr, Span, VirtAddr};
 use std::hint::black_box;
@@ -17,12 +17,13 @@ fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    let gpu = SoftGpu::builder()
+    let of_fabric = SoftGpu::builder()
         .vram(SIZE)
         .units(1)
         .fault_mode(FaultMode::Declared)
-        .build()
-        .unwrap();
+        .fabric(Fabric(0));
+    let peer = of_fabric.clone().build().unwrap();
+    let gpu = of_fabric.build().unwrap();
     let mut ram = vec![1u8; SIZE.as_usize() + (2 << 20)];
     let skip = ram.as_mut_ptr().align_offset(2 << 20);
     let ram = ram[skip..].as_mut_ptr().expose_provenance() as u64;
@@ -38,8 +39,14 @@ fn main() {
             Target::System(DmaAddr::new(ram)),
             SIZE,
         ),
+        (
+            "peer, 2 MiB entries",
+            Target::Peer(peer.aperture().unwrap()),
+            SIZE,
+        ),
     ];
     warm(&gpu, ram);
+    warm(&peer, ram);
     for (name, target, piece) in places {
         let vm = gpu.page_tables().create_vm().unwrap();
         bind(&gpu, vm, target, piece);
@@ -58,6 +65,7 @@ fn bind(gpu: &SoftGpu, vm: VmId, target: Target, piece: ByteSize) {
         let target = match target {
             Target::Vram(at) => Target::Vram(at + by),
             Target::System(at) => Target::System(at + by),
+            Target::Peer(at) => Target::Peer(at + by),
         };
         gpu.page_tables()
             .bind(

@@ -1,9 +1,10 @@
 //! Read-modify-write of a lane.
 //!
-//! One access, in flight as a whole, on VRAM or on RAM. Additions of whole numbers are one locked
+//! One access, in flight as a whole, on VRAM, on RAM, or on the VRAM of a peer. Additions of whole numbers are one locked
 //! instruction; the rest loads, computes, and compares and exchanges until nobody was in between.
 //! All are acquire and release, towards other lanes and, in RAM, towards the CPU.
 
+use crate::entry::Entry;
 use crate::port::aligned;
 use crate::word::{Word, load_ram, load_vram, low32};
 use crate::{Lane, LaneError, SvmPtr};
@@ -191,7 +192,7 @@ impl Lane<'_> {
         aligned::<T>(at)?;
         loop {
             let hit = self.port.open(at, Access::Atomic, 1)?;
-            if hit.is_system() && !self.port.fabric.atomics_on_ram {
+            if hit.has(Entry::NO_ATOMICS) {
                 self.port.end();
                 return Err(FaultError::OutOfReach {
                     at: VirtAddr::new(at),
@@ -205,7 +206,7 @@ impl Lane<'_> {
             self.port.end();
             match done {
                 Ok(value) => return Ok(value),
-                Err(_) => self.port.stale(at, Access::Atomic)?,
+                Err(_) => self.port.refused(at, Access::Atomic, hit.refusal())?,
             }
         }
     }

@@ -6,15 +6,16 @@ use crate::copy::Engine;
 use crate::fault::FaultBuffer;
 use crate::flush::Units;
 use crate::mmu::Mmu;
-use crate::port::Fabric;
+use crate::peers::{Aperture, MOST_APERTURES};
+use crate::port::Board;
 use crate::queue::Queue;
 use crate::region::Region;
 use crate::unit::{self, Workplace};
-use gpusvm_device::{Caps, FaultMode, PageSizes, VmId};
+use gpusvm_device::{Caps, Fabric, FaultMode, PageSizes, VmId};
 use gpusvm_guarded as guarded;
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::AtomicU64;
-use gpusvm_types::{ByteSize, PAGE_SIZE};
+use gpusvm_types::{ByteSize, DmaAddr, PAGE_SIZE};
 use std::io;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -69,6 +70,12 @@ pub enum SoftGpuError {
         /// Why.
         source: io::Error,
     },
+    /// The process has as many devices with a fabric as can be.
+    #[error("at most {most} devices of a process can have a fabric")]
+    TooManyPeers {
+        /// How many there can be.
+        most: usize,
+    },
     /// The kernel started no thread.
     #[error("cannot start a unit: {source}")]
     Thread {
@@ -100,16 +107,19 @@ pub struct Builder {
     units: usize,
     faults: FaultMode,
     coherent: bool,
+    fabric: Option<Fabric>,
 }
 
 impl Builder {
-    /// 256 MiB, 4 units, replayable faults, coherent access to RAM where this machine allows it.
+    /// 256 MiB, 4 units, replayable faults, coherent access to RAM where this machine allows it, and
+    /// no fabric.
     pub(crate) fn new() -> Self {
         Self {
             vram: ByteSize::mib(256),
             units: 4,
             faults: FaultMode::Replayable,
             coherent: true,
+            fabric: None,
         }
     }
 
@@ -133,12 +143,21 @@ impl Builder {
         Self { coherent, ..self }
     }
 
+    /// Which devices reach its memory, and it theirs. Where [`guarded::SUPPORTED`] is false, none.
+    pub fn fabric(self, fabric: Fabric) -> Self {
+        Self {
+            fabric: Some(fabric),
+            ..self
+        }
+    }
+
     /// Makes the device, and starts its units.
     ///
     /// # Errors
     ///
     /// `NoVram`, `UnalignedVram`, `TooMuchVram`, `UnitCount` for what cannot be; `Reserve`,
-    /// `Thread`, `TooManyThreads`, `Handler` for what the system refuses.
+    /// `Thread`, `TooManyThreads`, `TooManyPeers`, `Handler` for what there is no room for, or the
+    /// system refuses.
     pub fn build(self) -> Result<Arc<SoftGpu>, SoftGpuError> {
         self.check()?;
         guarded::install().map_err(|source| SoftGpuError::Handler { source })?;
@@ -150,11 +169,13 @@ impl Builder {
         let vram = Arc::new(vram.map_err(reserve)?);
         let arena = Arena::new().map_err(reserve)?;
         let caps = self.caps();
+        let bus = vram.base().expose_provenance() as u64;
+        let aperture = self.open_aperture(&caps, DmaAddr::new(bus))?;
         let units = Arc::new(Units::new(self.units));
         let replayable = self.faults == FaultMode::Replayable;
-        let fabric = Arc::new(Fabric {
+        let board = Arc::new(Board {
             faults: replayable.then(|| FaultBuffer::new(self.units)),
-            vram: vram.base().expose_provenance() as u64,
+            vram: bus,
             asymmetric: units.asymmetric,
             atomics_on_ram: caps.atomics_on_ram,
             _memory: Arc::clone(&vram),
@@ -163,12 +184,13 @@ impl Builder {
         let place = Workplace {
             queue,
             units: Arc::clone(&units),
-            fabric,
+            board,
         };
         let mut gpu = SoftGpu {
-            mmu: Mmu::new(arena, units, self.vram, caps.coherent),
+            aperture,
+            mmu: Mmu::new(arena, units, &caps),
+            engine: Engine::new(vram, caps.fabric),
             caps,
-            engine: Engine::new(vram),
             place,
             threads: Vec::with_capacity(self.units),
             owner: std::process::id(),
@@ -211,7 +233,17 @@ impl Builder {
             faults: self.faults,
             coherent,
             atomics_on_ram: coherent,
+            fabric: self.fabric.filter(|_| guarded::SUPPORTED),
         }
+    }
+
+    /// Makes VRAM, which begins at `bus`, known to the fabric, if there is one.
+    fn open_aperture(&self, caps: &Caps, bus: DmaAddr) -> Result<Option<Aperture>, SoftGpuError> {
+        let most = MOST_APERTURES;
+        let open = |fabric| Aperture::open(fabric, bus, self.vram);
+        caps.fabric
+            .map(|fabric| open(fabric).ok_or(SoftGpuError::TooManyPeers { most }))
+            .transpose()
     }
 
     /// Starts the units and waits until each is on record as an engine thread.

@@ -7,12 +7,15 @@
 //! RAM is reached by guarded accesses, which cost no bandwidth: the same loop, at a place in the
 //! text that the fault handler knows. An address that is no memory (any more) is `RamUnreachable`.
 //!
+//! The VRAM of a peer is reached in the same way, when it is one of the same fabric.
+//!
 //! # Differences from hardware
 //!
 //! A batch is done when `submit` returns, so a fence is only a count, and waiting never waits.
 
+use crate::peers::Whose;
 use crate::region::Region;
-use gpusvm_device::{CopyEngine, CopyOp, DeviceError, Fence};
+use gpusvm_device::{CopyEngine, CopyOp, DeviceError, Fabric, Fence};
 use gpusvm_guarded as guarded;
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::{AtomicU64, Ordering};
@@ -26,15 +29,17 @@ const STREAMING: ByteSize = ByteSize::kib(16);
 #[derive(Debug)]
 pub(crate) struct Engine {
     vram: Arc<Region>,
+    fabric: Option<Fabric>,
     batches: AtomicU64,
     pub(crate) copied_bytes: AtomicU64,
 }
 
 impl Engine {
-    /// The engine for this VRAM.
-    pub(crate) fn new(vram: Arc<Region>) -> Self {
+    /// The engine for this VRAM, on this fabric.
+    pub(crate) fn new(vram: Arc<Region>, fabric: Option<Fabric>) -> Self {
         Self {
             vram,
+            fabric,
             batches: AtomicU64::new(0),
             copied_bytes: AtomicU64::new(0),
         }
@@ -44,12 +49,14 @@ impl Engine {
         match op {
             CopyOp::ToDevice { from, to, len } => {
                 let vram = self.in_vram(to, len)?;
-                copy(vram, ram(from).cast_const(), len).map_err(|()| unreachable(from, len))?;
+                let ram = self.on_bus(from, len)?.cast_const();
+                copy(vram, ram, len).map_err(|()| unreachable(from, len))?;
                 Ok(len)
             }
             CopyOp::ToRam { from, to, len } => {
                 let vram = self.in_vram(from, len)?;
-                copy(ram(to), vram.cast_const(), len).map_err(|()| unreachable(to, len))?;
+                let ram = self.on_bus(to, len)?;
+                copy(ram, vram.cast_const(), len).map_err(|()| unreachable(to, len))?;
                 Ok(len)
             }
             CopyOp::Clear { to, len } => {
@@ -71,6 +78,18 @@ impl Engine {
                 Ok(self.vram.base().wrapping_add(offset))
             }
             _ => Err(DeviceError::OutsideVram { at, len, vram }),
+        }
+    }
+
+    /// The place of `len` bytes of RAM, or of the VRAM of a peer.
+    fn on_bus(&self, at: DmaAddr, len: ByteSize) -> Result<*mut u8, DeviceError> {
+        match Whose::find(at, len) {
+            Whose::Ram => Ok(in_process(at)),
+            Whose::Device(fabric) if self.fabric == Some(fabric) => Ok(in_process(at)),
+            Whose::Device(_) => Err(DeviceError::Unsupported {
+                what: "copies from or to a device of another fabric",
+            }),
+            Whose::Torn => Err(unreachable(at, len)),
         }
     }
 }
@@ -96,8 +115,8 @@ impl CopyEngine for Engine {
 fn copy(to: *mut u8, from: *const u8, len: ByteSize) -> Result<(), ()> {
     let bytes = len.as_usize();
     let copied = if len >= STREAMING {
-        // SAFETY: one side is in VRAM, as checked; the other is RAM that the driver names, and may
-        // be written, or a fault, which is reported.
+        // SAFETY: one side is in VRAM, as checked; the other is RAM that the driver names, or VRAM of
+        // a peer, and may be written, or a fault, which is reported.
         unsafe { guarded::copy_streaming(to, from, bytes) }
     } else {
         // SAFETY: as above.
@@ -111,8 +130,8 @@ fn clear(to: *mut u8, len: ByteSize) -> Result<(), ()> {
     unsafe { guarded::clear_streaming(to, len.as_usize()) }.map_err(drop)
 }
 
-/// RAM as this device sees it: a DMA address is an address of the process.
-fn ram(at: DmaAddr) -> *mut u8 {
+/// What this device sees at a bus address, which is an address of the process.
+fn in_process(at: DmaAddr) -> *mut u8 {
     let at = usize::try_from(at.get()).expect("a 64-bit machine");
     std::ptr::with_exposed_provenance_mut(at)
 }

@@ -1,8 +1,8 @@
 //! One entry of a page table, and of a TLB: an address and its flags.
 //!
 //! ```text
-//!   63                                 12 11      6     5     4     3      2      1      0
-//!   [ address, a multiple of 4 KiB       |  ..  group table dirty acc. system write present ]
+//!   63                                 12 11     7     6     5     4     3      2      1      0
+//!   [ address, a multiple of 4 KiB       |  .. peer group table dirty acc. system write present ]
 //! ```
 
 use gpusvm_device::Target;
@@ -19,7 +19,7 @@ impl Entry {
     pub(crate) const PRESENT: u64 = 1 << 0;
     /// Stores and atomics are allowed.
     pub(crate) const WRITABLE: u64 = 1 << 1;
-    /// The address is one of RAM, not of VRAM.
+    /// The address is one of the bus, not of VRAM.
     pub(crate) const SYSTEM: u64 = 1 << 2;
     /// A unit has filled its TLB from it.
     pub(crate) const ACCESSED: u64 = 1 << 3;
@@ -29,6 +29,10 @@ impl Entry {
     pub(crate) const TABLE: u64 = 1 << 5;
     /// One of 16 neighbours that are one 64 KiB entry.
     pub(crate) const GROUP: u64 = 1 << 6;
+    /// With `SYSTEM`: what is there is the memory of a peer.
+    pub(crate) const PEER: u64 = 1 << 7;
+    /// In a TLB: it leads to RAM, where atomic operations of this device are none.
+    pub(crate) const NO_ATOMICS: u64 = 1 << 8;
     /// Everything that is not flags.
     pub(crate) const ADDRESS: u64 = !0xfff;
     /// What a TLB entry must say before a write may go through it.
@@ -40,6 +44,7 @@ impl Entry {
         match target {
             Target::Vram(at) => Self(at.get() | flags),
             Target::System(at) => Self(at.get() | flags | Self::SYSTEM),
+            Target::Peer(at) => Self(at.get() | flags | Self::SYSTEM | Self::PEER),
         }
     }
 
@@ -74,6 +79,7 @@ pub(crate) fn advance(target: Target, by: ByteSize) -> Target {
     match target {
         Target::Vram(at) => Target::Vram(at + by),
         Target::System(at) => Target::System(at + by),
+        Target::Peer(at) => Target::Peer(at + by),
     }
 }
 
@@ -81,6 +87,6 @@ pub(crate) fn advance(target: Target, by: ByteSize) -> Target {
 pub(crate) fn position(target: Target) -> u64 {
     match target {
         Target::Vram(at) => DevAddr::get(at),
-        Target::System(at) => DmaAddr::get(at),
+        Target::System(at) | Target::Peer(at) => DmaAddr::get(at),
     }
 }

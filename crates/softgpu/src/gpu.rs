@@ -5,7 +5,8 @@
 //! Dropping the last reference cancels every launch, closes the fault buffer, and joins the units.
 //! Lanes end with `Cancelled`, also those that wait in a fault that nobody serves. When the last
 //! reference goes on a unit (a callback or a kernel held it), that unit is not joined; it ends when
-//! it returns.
+//! it returns. Peers find its VRAM no more then: what they still map of it answers no more, or is
+//! by then something else of the process. The driver has taken it away from them before.
 //!
 //! In a child of fork there are no units and no VRAM: launching and copying are errors, changes of
 //! page tables are to a copy of them, and dropping the device there waits for nobody.
@@ -13,17 +14,20 @@
 use crate::copy::Engine;
 use crate::launch::{LaunchState, Work};
 use crate::mmu::Mmu;
+use crate::peers::Aperture;
 use crate::unit::Workplace;
 use crate::{Builder, Counters, Grid, Lane, LaneError, Launch, SoftGpuError};
 use gpusvm_device::{Caps, CopyEngine, Device, FaultQueue, PageTables, VmId};
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::{AtomicU64, Ordering};
-use gpusvm_types::ByteSize;
+use gpusvm_types::{ByteSize, DmaAddr};
 use std::fmt;
 use std::thread::JoinHandle;
 
 /// The software GPU.
 pub struct SoftGpu {
+    // Before whatever holds VRAM: fields go in this order.
+    pub(crate) aperture: Option<Aperture>,
     pub(crate) caps: Caps,
     pub(crate) engine: Engine,
     pub(crate) mmu: Mmu,
@@ -84,7 +88,9 @@ impl SoftGpu {
     /// - what the address space maps in RAM, now or by the time a fault is served, may be written by
     ///   this kernel until the launch has ended: no Rust reference to bytes that it stores to is in
     ///   use, and none to bytes that it loads is used to write, other than atomics on both sides;
-    /// - whoever reads what the kernel stored finds a value of its type there.
+    /// - whoever reads what the kernel stored finds a value of its type there;
+    /// - a peer whose memory the address space maps lives until the launch has ended, or the mapping
+    ///   was zapped and flushed.
     ///
     /// Bad addresses need no care: they are faults, not accesses.
     pub unsafe fn launch<F>(
@@ -120,7 +126,7 @@ impl SoftGpu {
         }
         Ok(Launch {
             state,
-            fabric: Arc::clone(&self.place.fabric),
+            board: Arc::clone(&self.place.board),
         })
     }
 
@@ -145,10 +151,14 @@ impl Device for SoftGpu {
 
     fn fault_queue(&self) -> Option<&dyn FaultQueue> {
         self.place
-            .fabric
+            .board
             .faults
             .as_ref()
             .map(|faults| faults as &dyn FaultQueue)
+    }
+
+    fn aperture(&self) -> Option<DmaAddr> {
+        self.aperture.as_ref().map(Aperture::start)
     }
 }
 
@@ -159,7 +169,7 @@ impl Drop for SoftGpu {
         }
         // First the mark, then the wake: lanes that wait in a fault see that they are cancelled.
         self.place.queue.close();
-        if let Some(faults) = &self.place.fabric.faults {
+        if let Some(faults) = &self.place.board.faults {
             faults.close();
         }
         let this = std::thread::current().id();

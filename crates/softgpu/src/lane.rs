@@ -159,8 +159,8 @@ impl Lane<'_> {
                 Access::Read => (local, hit.pointer()),
                 Access::Write | Access::Atomic => (hit.pointer(), local),
             };
-            // SAFETY: one side is the kernel's slice; the other is VRAM, or RAM for which the one
-            // who launched vouches, or a fault, which is reported.
+            // SAFETY: one side is the kernel's slice; the other is VRAM, or RAM or VRAM of a peer, for
+            // which the one who launched vouches, or a fault, which is reported.
             let moved = unsafe { guarded::copy(to, from.cast_const(), len) };
             self.port.end();
             match moved {
@@ -173,7 +173,7 @@ impl Lane<'_> {
                     // Where it stopped, not where it began: that page is the one out of date.
                     let by = refused.addr.wrapping_sub(hit.pointer().addr());
                     let by = if by < len { by as u64 } else { 0 };
-                    self.port.stale(at + by, access)?;
+                    self.port.refused(at + by, access, hit.refusal())?;
                 }
             }
         }

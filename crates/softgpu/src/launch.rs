@@ -11,7 +11,7 @@
 //! The outcome has a lock, a leaf. Callbacks run without it.
 
 use crate::mmu::Vm;
-use crate::port::{Fabric, Port};
+use crate::port::{Board, Port};
 use crate::{Lane, LaneError};
 use gpusvm_device::VmId;
 use gpusvm_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -67,7 +67,7 @@ pub enum LaunchError {
 #[must_use = "a launch ends some time; `wait` says when, and how"]
 pub struct Launch {
     pub(crate) state: Arc<LaunchState>,
-    pub(crate) fabric: Arc<Fabric>,
+    pub(crate) board: Arc<Board>,
 }
 
 impl Launch {
@@ -102,7 +102,7 @@ impl Launch {
     /// at their next access with `Cancelled`. Returns at once.
     pub fn cancel(&self) {
         self.state.cancel();
-        if let Some(faults) = &self.fabric.faults {
+        if let Some(faults) = &self.board.faults {
             faults.wake_units();
         }
     }

@@ -8,12 +8,14 @@
 //!      +-- Engine      CopyEngine  <-- driver   |       miss: Vm, Table  +-> VRAM, or RAM in place
 //!      +-- Mmu         PageTables  <-- driver --+---- flush waits for what is in flight
 //!      +-- FaultBuffer FaultQueue  <-- driver --+---- fault: the lane waits, and tries again
+//!      +-- Aperture    its VRAM, for peers of its fabric: reached as RAM in place is
 //! ```
 //!
 //! It is the embedded default device, and the reference of the contract in `gpusvm-device`: VRAM is
 //! memory of its own, to which data is copied; an access that finds no translation is reported,
 //! waits, and is replayed. Kernels are closures over a [`Lane`], and reach memory through it only,
-//! by plain addresses ([`SvmPtr`]).
+//! by plain addresses ([`SvmPtr`]). Devices that are built with the same
+//! [`Fabric`](gpusvm_device::Fabric) reach each other's VRAM, in copies and in place.
 //!
 //! # Locking
 //!
@@ -77,6 +79,7 @@ mod entry; // one entry of it
 mod arena; // memory for page tables
 mod copy; // the copy engine
 mod region; // memory of the device's own
+mod peers; // which bus addresses are memory of a device
 mod counters; // what is counted
 
 pub use atomics::{AtomicAdd, AtomicInt};

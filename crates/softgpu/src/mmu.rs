@@ -8,8 +8,9 @@
 use crate::arena::Arena;
 use crate::entry::position;
 use crate::flush::{Stamps, Units};
+use crate::peers::Whose;
 use crate::table::Table;
-use gpusvm_device::{DeviceError, Mapping, PageTables, Target, VmId};
+use gpusvm_device::{Caps, DeviceError, Fabric, Mapping, PageTables, Target, VmId};
 use gpusvm_sync::atomic::{AtomicU64, Ordering};
 use gpusvm_sync::{Arc, RwLock};
 use gpusvm_types::{ByteSize, PAGE_SIZE, PageCount, Span};
@@ -32,19 +33,21 @@ pub(crate) struct Mmu {
     units: Arc<Units>,
     vram: ByteSize,
     coherent: bool,
+    fabric: Option<Fabric>,
     pub(crate) flushes: AtomicU64,
 }
 
 impl Mmu {
-    /// No address space yet, for a device with `vram` bytes.
-    pub(crate) fn new(arena: Arena, units: Arc<Units>, vram: ByteSize, coherent: bool) -> Self {
+    /// No address space yet, for a device that can do this.
+    pub(crate) fn new(arena: Arena, units: Arc<Units>, caps: &Caps) -> Self {
         let vms = RwLock::new(Vec::new());
         Self {
             vms,
             arena: Arc::new(arena),
             units,
-            vram,
-            coherent,
+            vram: caps.vram,
+            coherent: caps.coherent,
+            fabric: caps.fabric,
             flushes: AtomicU64::new(0),
         }
     }
@@ -74,9 +77,17 @@ impl Mmu {
                 }),
             },
             Target::System(_) if !self.coherent => bad("the device cannot reach RAM in place"),
-            Target::System(at) => match at.checked_add(span.len()) {
-                Some(_) => Ok(()),
-                None => bad("its target reaches past the end of RAM"),
+            Target::System(at) | Target::Peer(at) if at.checked_add(span.len()).is_none() => {
+                bad("its target reaches past the end of RAM")
+            }
+            Target::System(at) => match Whose::find(at, span.len()) {
+                Whose::Ram => Ok(()),
+                Whose::Device(fabric) if self.fabric == Some(fabric) => Ok(()),
+                _ => bad("its target reaches into memory of a device out of reach"),
+            },
+            Target::Peer(at) => match Whose::find(at, span.len()) {
+                Whose::Device(fabric) if self.fabric == Some(fabric) => Ok(()),
+                _ => bad("its target is not memory of a peer of the same fabric"),
             },
         }
     }

@@ -6,6 +6,7 @@
 //!            |                   +-- miss: walk -- found: fill ------> access -> end
 //!            |                              |                               |
 //!            +--------- replay ------- end, fault, wait          RAM refused: end, fault (stale)
+//!                                                                 peer refused: end, fail
 //! ```
 //!
 //! Whatever waits, waits behind `end`: a flush never waits for a fault.
@@ -25,7 +26,7 @@ use crate::flush::{IDLE, Stamps, UnitShared, Units, word};
 use crate::launch::LaunchState;
 use crate::region::Region;
 use crate::table::{Miss, PAGES};
-use crate::tlb::{Hit, Tlb};
+use crate::tlb::{Hit, Refusal, Tlb};
 use crate::word::{Word, load_ram, load_vram, store_ram, store_vram};
 use gpusvm_device::{Access, FaultError, Verdict};
 use gpusvm_sync::Arc;
@@ -34,7 +35,7 @@ use gpusvm_types::{BLOCK_SHIFT, PAGE_SHIFT, VirtAddr};
 
 /// What all units share of the device.
 #[derive(Debug)]
-pub(crate) struct Fabric {
+pub(crate) struct Board {
     /// `None` when residency is declared.
     pub(crate) faults: Option<FaultBuffer>,
     /// Where VRAM begins, in the process.
@@ -54,8 +55,8 @@ pub(crate) struct Port<'u> {
     pub(crate) shared: &'u UnitShared,
     pub(crate) tlb: &'u mut Tlb,
     pub(crate) launch: &'u LaunchState,
-    pub(crate) fabric: &'u Fabric,
-    // Of the launch and of the fabric: here for the access path.
+    pub(crate) board: &'u Board,
+    // Of the launch and of the board: here for the access path.
     stamps: &'u Stamps,
     asymmetric: bool,
     // Of the last access; counts accesses, and goes on from launch to launch: see `flush`.
@@ -70,16 +71,16 @@ impl<'u> Port<'u> {
         shared: &'u UnitShared,
         tlb: &'u mut Tlb,
         launch: &'u LaunchState,
-        fabric: &'u Fabric,
+        board: &'u Board,
     ) -> Self {
         let sequence = shared.counters.accesses.load(Ordering::Relaxed);
-        let (stamps, asymmetric) = (&launch.vm.stamps, fabric.asymmetric);
+        let (stamps, asymmetric) = (&launch.vm.stamps, board.asymmetric);
         Self {
             unit,
             shared,
             tlb,
             launch,
-            fabric,
+            board,
             stamps,
             asymmetric,
             sequence,
@@ -106,7 +107,7 @@ impl<'u> Port<'u> {
         let hit = self.open(at, Access::Read, 1)?;
         let loaded = if hit.is_system() {
             // SAFETY: aligned as checked; the entry and the address agree on the low bits.
-            unsafe { load_ram::<T>(hit.pointer()) }
+            unsafe { load_ram::<T>(hit.pointer()) }.map_err(|_| hit.refusal())
         } else {
             // SAFETY: as above, and the page table holds places of VRAM only.
             Ok(unsafe { load_vram::<T>(hit.pointer()) })
@@ -114,15 +115,15 @@ impl<'u> Port<'u> {
         self.end();
         match loaded {
             Ok(value) => Ok(value),
-            Err(_) => self.load_again(at),
+            Err(refusal) => self.load_again(at, refusal),
         }
     }
 
     /// Apart from `load`, whose path must stay straight: what is computed for a loop costs there.
     #[cold]
     #[inline(never)]
-    fn load_again<T: Word>(&mut self, at: u64) -> Result<T, LaneError> {
-        self.stale(at, Access::Read)?;
+    fn load_again<T: Word>(&mut self, at: u64, refusal: Refusal) -> Result<T, LaneError> {
+        self.refused(at, Access::Read, refusal)?;
         self.load(at)
     }
 
@@ -133,7 +134,7 @@ impl<'u> Port<'u> {
         let hit = self.open(at, Access::Write, 1)?;
         let stored = if hit.is_system() {
             // SAFETY: aligned as checked; who launched vouches for the writes of the kernel.
-            unsafe { store_ram(hit.pointer(), value) }
+            unsafe { store_ram(hit.pointer(), value) }.map_err(|_| hit.refusal())
         } else {
             // SAFETY: aligned, and the page table holds places of VRAM only.
             unsafe { store_vram(hit.pointer(), value) };
@@ -142,15 +143,20 @@ impl<'u> Port<'u> {
         self.end();
         match stored {
             Ok(()) => Ok(()),
-            Err(_) => self.store_again(at, value),
+            Err(refusal) => self.store_again(at, value, refusal),
         }
     }
 
     /// As `load_again`.
     #[cold]
     #[inline(never)]
-    fn store_again<T: Word>(&mut self, at: u64, value: T) -> Result<(), LaneError> {
-        self.stale(at, Access::Write)?;
+    fn store_again<T: Word>(
+        &mut self,
+        at: u64,
+        value: T,
+        refusal: Refusal,
+    ) -> Result<(), LaneError> {
+        self.refused(at, Access::Write, refusal)?;
         self.store(at, value)
     }
 
@@ -162,7 +168,7 @@ impl<'u> Port<'u> {
         let stamp = self.stamps.of_block(at >> BLOCK_SHIFT);
         let needs = if access.is_write() { Entry::WRITE } else { 0 };
         match self.tlb.find(at, stamp) {
-            Some(hit) if hit.allows(needs) => Ok(hit),
+            Some(hit) if hit.has(needs) => Ok(hit),
             _ => self.miss(at, access, pages),
         }
     }
@@ -193,7 +199,7 @@ impl<'u> Port<'u> {
                 return Err(LaneError::Cancelled);
             }
             let miss = match self.launch.vm.table.walk(VirtAddr::new(at).page(), access) {
-                Ok(leaf) => return Ok(self.tlb.fill(at, stamp, leaf, self.fabric.vram)),
+                Ok(leaf) => return Ok(self.tlb.fill(at, stamp, leaf, self.board)),
                 Err(miss) => miss,
             };
             self.end();
@@ -204,11 +210,11 @@ impl<'u> Port<'u> {
 
     /// There is no translation: fault and wait, or fail.
     fn missing(&mut self, at: VirtAddr, access: Access, miss: Miss) -> Result<(), LaneError> {
-        let fabric = self.fabric;
+        let board = self.board;
         if at.page().get() >= PAGES {
             return Err(LaneError::Fault(FaultError::Unmapped { at }));
         }
-        match (&fabric.faults, miss) {
+        match (&board.faults, miss) {
             (Some(faults), _) => self.fault(faults, at, access, false),
             (None, Miss::Unmapped) => Err(LaneError::Fault(FaultError::NotDeclared { at })),
             (None, Miss::ReadOnly) => {
@@ -217,14 +223,21 @@ impl<'u> Port<'u> {
         }
     }
 
-    /// RAM refused an access through a translation: it is out of date.
+    /// An access through a translation was refused. In RAM it is out of date, and the driver is
+    /// asked; no driver brings back a peer.
     #[cold]
     #[inline(never)]
-    pub(crate) fn stale(&mut self, at: u64, access: Access) -> Result<(), LaneError> {
-        let (at, fabric) = (VirtAddr::new(at), self.fabric);
-        match &fabric.faults {
-            Some(faults) => self.fault(faults, at, access, true),
-            None => Err(LaneError::Fault(FaultError::Unmapped { at })),
+    pub(crate) fn refused(
+        &mut self,
+        at: u64,
+        access: Access,
+        refusal: Refusal,
+    ) -> Result<(), LaneError> {
+        let (at, board) = (VirtAddr::new(at), self.board);
+        match (refusal, &board.faults) {
+            (Refusal::Peer, _) => Err(LaneError::Fault(FaultError::PeerLost { at })),
+            (Refusal::Ram, Some(faults)) => self.fault(faults, at, access, true),
+            (Refusal::Ram, None) => Err(LaneError::Fault(FaultError::Unmapped { at })),
         }
     }
 

@@ -6,6 +6,7 @@
 use crate::arena::ENTRIES;
 use crate::edit::GROUP_PAGES;
 use crate::entry::Entry;
+use crate::port::Board;
 use crate::table::{Leaf, Reach};
 use gpusvm_types::{BLOCK_SHIFT, BLOCK_SIZE, PAGE_SHIFT, PAGE_SIZE};
 
@@ -81,17 +82,35 @@ impl Hit {
         size.get() - self.offset
     }
 
-    /// Whether it is in RAM, and may refuse.
+    /// Whether it is in RAM, or in the memory of a peer, and may refuse.
     #[inline(always)]
     pub(crate) fn is_system(self) -> bool {
         self.entry.has(Entry::SYSTEM)
     }
 
+    /// What it means when the access is refused.
+    pub(crate) fn refusal(self) -> Refusal {
+        if self.entry.has(Entry::PEER) {
+            Refusal::Peer
+        } else {
+            Refusal::Ram
+        }
+    }
+
     /// Whether the entry has `flags`.
     #[inline(always)]
-    pub(crate) fn allows(self, flags: u64) -> bool {
+    pub(crate) fn has(self, flags: u64) -> bool {
         self.entry.has(flags)
     }
+}
+
+/// Who refused an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// RAM: the translation is out of date.
+    Ram,
+    /// A peer: it is gone.
+    Peer,
 }
 
 /// The translations of one unit.
@@ -131,14 +150,13 @@ impl Tlb {
         None
     }
 
-    /// Remembers what a walk for `at` found, and says where the access goes. VRAM begins at `vram`.
-    pub(crate) fn fill(&mut self, at: u64, stamp: u64, leaf: Leaf, vram: u64) -> Hit {
-        let base = if leaf.entry.has(Entry::SYSTEM) {
-            0
-        } else {
-            vram
+    /// Remembers what a walk for `at` found, and says where the access goes.
+    pub(crate) fn fill(&mut self, at: u64, stamp: u64, leaf: Leaf, board: &Board) -> Hit {
+        let entry = match leaf.entry {
+            entry if !entry.has(Entry::SYSTEM) => Entry(entry.0 + board.vram),
+            entry if entry.has(Entry::PEER) || board.atomics_on_ram => entry,
+            entry => entry.with(Entry::NO_ATOMICS),
         };
-        let entry = Entry(leaf.entry.0 + base);
         let page = at >> PAGE_SHIFT;
         match leaf.reach {
             Reach::Block => {

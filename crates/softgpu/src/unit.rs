@@ -2,7 +2,7 @@
 
 use crate::flush::Units;
 use crate::launch::LaunchState;
-use crate::port::{Fabric, Port};
+use crate::port::{Board, Port};
 use crate::queue::Queue;
 use crate::tlb::Tlb;
 use gpusvm_guarded::{EngineThread, RegistryFull};
@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 pub(crate) struct Workplace {
     pub(crate) queue: Arc<Queue>,
     pub(crate) units: Arc<Units>,
-    pub(crate) fabric: Arc<Fabric>,
+    pub(crate) board: Arc<Board>,
 }
 
 /// Starts unit `index`. It tells through `ready` whether it got on record as an engine thread.
@@ -73,13 +73,7 @@ impl Unit {
     fn run(&mut self, launch: &LaunchState, lanes: Range<usize>) -> bool {
         let shared = &self.place.units.shared[self.index];
         crate::counters::add(&shared.counters.lanes, lanes.len() as u64);
-        let port = Port::new(
-            self.index,
-            shared,
-            &mut self.tlb,
-            launch,
-            &self.place.fabric,
-        );
+        let port = Port::new(self.index, shared, &mut self.tlb, launch, &self.place.board);
         launch.run(port, lanes)
     }
 }

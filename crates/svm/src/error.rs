@@ -35,6 +35,9 @@ pub enum FindError {
         /// Its mapping.
         mapping: Span,
     },
+    /// The mirror is closed.
+    #[error("the device address space is closed")]
+    Closed,
     /// The address space refused.
     #[error(transparent)]
     Mm(#[from] MmError),
@@ -44,10 +47,10 @@ impl FindError {
     /// What the kernel's twin returns.
     pub const fn errno(&self) -> i32 {
         match self {
-            Self::NoMapping { .. } => 2,    // ENOENT
-            Self::NotReadable { .. } => 14, // EFAULT
-            Self::ReadOnly { .. } => 1,     // EPERM
-            Self::NoChunk { .. } => 22,     // EINVAL
+            Self::NoMapping { .. } => 2,                   // ENOENT
+            Self::NotReadable { .. } | Self::Closed => 14, // EFAULT
+            Self::ReadOnly { .. } => 1,                    // EPERM
+            Self::NoChunk { .. } => 22,                    // EINVAL
             Self::Mm(error) => error.errno(),
         }
     }
@@ -81,6 +84,12 @@ pub enum GetPagesError {
         /// The page.
         at: VirtAddr,
     },
+    /// Pages of one range are in more than one device memory.
+    #[error("the page at {at} is in another device memory than those before it")]
+    MixedPagemaps {
+        /// The first page that is elsewhere.
+        at: VirtAddr,
+    },
     /// The address space refused.
     #[error(transparent)]
     Mm(#[from] MmError),
@@ -90,9 +99,9 @@ impl GetPagesError {
     /// What the kernel's twin returns.
     pub const fn errno(&self) -> i32 {
         match self {
-            Self::ReadOnly { .. } => 1,                             // EPERM
-            Self::Unmapped { .. } | Self::NotOnDevice { .. } => 14, // EFAULT
-            Self::OutOfReach { .. } => 95,                          // EOPNOTSUPP
+            Self::ReadOnly { .. } => 1,                                 // EPERM
+            Self::Unmapped { .. } | Self::NotOnDevice { .. } => 14,     // EFAULT
+            Self::OutOfReach { .. } | Self::MixedPagemaps { .. } => 95, // EOPNOTSUPP
             Self::Mm(error) => error.errno(),
         }
     }

@@ -22,18 +22,46 @@ pub struct FaultCtx {
     pub timeslice: Duration,
 }
 
+/// Whoever looks at a mapping hears of what happens to it meanwhile.
+#[derive(Debug)]
+struct Listening {
+    notifier: Arc<IntervalNotifier>,
+    /// How many unmappings had been heard of.
+    unmaps: u64,
+}
+
 impl<M: AddressSpace> GpuSvm<M> {
-    /// The range that holds `at`; a new one, as large as fits, if there is none.
+    /// The range that holds `at`; a new one, as large as fits, if there is none. It may be gone again
+    /// already: see [`Range::is_gone`].
     ///
     /// # Errors
     ///
     /// `NoMapping` (`ENOENT`), `ReadOnly` (`EPERM`), `NotReadable` (`EFAULT`), `NoChunk` (`EINVAL`),
-    /// and what the address space refused.
+    /// `Closed` (`EFAULT`), and what the address space refused.
     pub fn range_find_or_insert(
         &self,
         at: VirtAddr,
         ctx: &FaultCtx,
-    ) -> Result<Arc<Range>, FindError> {
+    ) -> Result<Arc<Range<M>>, FindError> {
+        // It listens before it looks: a mapping that goes after the look is heard of.
+        let known = self.listen(at);
+        let vma = self.look(at, ctx)?;
+        if let Some(range) = self.range_find(at).filter(|range| !range.is_unmapped()) {
+            return Ok(range);
+        }
+        let (listening, vma) = match known {
+            Some(listening) => (listening, vma),
+            None => (self.subscribe(at)?, self.look(at, ctx)?),
+        };
+        let mirror = self.mm.mirrored(at);
+        let can_migrate = ctx.devmem_possible
+            && vma.kind == VmaKind::PrivateAnonymous
+            && matches!(mirror, Mirror::Mapping(_));
+        self.insert(at, (vma, mirror), can_migrate, listening)
+    }
+
+    /// The mapping that holds `at`, if it allows what is wanted.
+    fn look(&self, at: VirtAddr, ctx: &FaultCtx) -> Result<Vma, FindError> {
         let vma = self.mm.find_vma(at)?.filter(|vma| vma.span.contains(at));
         let vma = vma.ok_or(FindError::NoMapping { at })?;
         if !vma.readable {
@@ -45,24 +73,37 @@ impl<M: AddressSpace> GpuSvm<M> {
                 mapping: vma.span,
             });
         }
-        if let Some(range) = self.range_find(at).filter(|range| !range.is_unmapped()) {
-            return Ok(range);
-        }
-        let mirror = self.mm.mirrored(at);
-        let can_migrate = ctx.devmem_possible
-            && vma.kind == VmaKind::PrivateAnonymous
-            && matches!(mirror, Mirror::Mapping(_));
-        self.insert(at, &vma, mirror, can_migrate)
+        Ok(vma)
+    }
+
+    /// The notifier of the window that holds `at`, if there is one, and what it has heard so far.
+    fn listen(&self, at: VirtAddr) -> Option<Listening> {
+        let window = Span::chunk_of(at, self.config.notifier_size);
+        let tree = self.core.tree.lock();
+        let notifier = tree.notifiers.get(&window.start()).map(Arc::clone)?;
+        Some(Listening {
+            notifier,
+            unmaps: tree.unmaps,
+        })
+    }
+
+    /// As `listen`, for the first range of a window.
+    fn subscribe(&self, at: VirtAddr) -> Result<Listening, FindError> {
+        let notifier = self.notifier_find_or_insert(at);
+        Ok(Listening {
+            notifier: notifier.ok_or(FindError::Closed)?,
+            unmaps: self.core.tree.lock().unmaps,
+        })
     }
 
     fn insert(
         &self,
         at: VirtAddr,
-        vma: &Vma,
-        mirror: Mirror,
+        (vma, mirror): (Vma, Mirror),
         can_migrate: bool,
-    ) -> Result<Arc<Range>, FindError> {
-        let notifier = self.notifier_find_or_insert(at);
+        listening: Listening,
+    ) -> Result<Arc<Range<M>>, FindError> {
+        let Listening { notifier, unmaps } = listening;
         let no_chunk = FindError::NoChunk {
             at,
             mapping: vma.span,
@@ -72,13 +113,21 @@ impl<M: AddressSpace> GpuSvm<M> {
             .and_then(|bounds| bounds.intersection(mirror.span()))
             .ok_or(no_chunk)?;
         let mut tree = self.core.tree.lock();
+        if tree.closed {
+            return Err(FindError::Closed);
+        }
         if let Some(range) = tree.overlapping(Span::page_of(at)).next() {
             return Ok(Arc::clone(range));
         }
         let free = |chunk| tree.overlapping(chunk).next().is_none();
         let chunk = chunk::choose(at, bounds, &self.config.chunk_sizes, free).ok_or(no_chunk)?;
         let range = Arc::new(Range::new(chunk, notifier, can_migrate));
-        tree.ranges.insert(range.span().start(), Arc::clone(&range));
+        if tree.unmaps == unmaps {
+            tree.ranges.insert(range.span().start(), Arc::clone(&range));
+        } else {
+            // A mapping went meanwhile, perhaps this one: nobody would tell the range any more.
+            range.set_removed();
+        }
         Ok(range)
     }
 
@@ -88,7 +137,7 @@ impl<M: AddressSpace> GpuSvm<M> {
     /// # Errors
     ///
     /// What the address space refused.
-    pub fn range_arm(&self, range: &Range, _serving: &Serving<'_>) -> Result<bool, FindError> {
+    pub fn range_arm(&self, range: &Range<M>, _serving: &Serving<'_>) -> Result<bool, FindError> {
         if range.can_migrate() && !range.is_armed() {
             range.set_armed(self.mm.arm(range.span())?);
         }
@@ -100,21 +149,23 @@ impl<M: AddressSpace> GpuSvm<M> {
         Ok(true)
     }
 
-    /// The notifier of the window that holds `at`. Subscribed outside the tree lock.
-    fn notifier_find_or_insert(&self, at: VirtAddr) -> Arc<IntervalNotifier> {
+    /// The notifier of the window that holds `at`. Subscribed outside the tree lock. `None` when the
+    /// mirror is closed.
+    fn notifier_find_or_insert(&self, at: VirtAddr) -> Option<Arc<IntervalNotifier>> {
         let window = Span::chunk_of(at, self.config.notifier_size);
         if let Some(notifier) = self.core.tree.lock().notifiers.get(&window.start()) {
-            return Arc::clone(notifier);
+            return Some(Arc::clone(notifier));
         }
         let subscriber: Arc<dyn Subscriber> = Arc::clone(&self.core) as _;
         let new = self.mm.notifiers().subscribe(window, subscriber);
         let (kept, surplus) = {
             let mut tree = self.core.tree.lock();
             match tree.notifiers.get(&window.start()) {
-                Some(first) => (Arc::clone(first), Some(new)),
+                Some(first) => (Some(Arc::clone(first)), Some(new)),
+                None if tree.closed => (None, Some(new)),
                 None => {
                     tree.notifiers.insert(window.start(), Arc::clone(&new));
-                    (new, None)
+                    (Some(new), None)
                 }
             }
         };
@@ -124,11 +175,8 @@ impl<M: AddressSpace> GpuSvm<M> {
         kept
     }
 
-    /// Takes a range out of the tree, without its armed blocks.
-    pub(crate) fn forget(&self, range: &Arc<Range>) -> bool {
-        if !range.set_removed() {
-            return false;
-        }
+    /// Takes a range out of the tree, if it is there.
+    pub(crate) fn forget(&self, range: &Arc<Range<M>>) {
         let mut tree = self.core.tree.lock();
         if tree
             .ranges
@@ -137,6 +185,5 @@ impl<M: AddressSpace> GpuSvm<M> {
         {
             tree.ranges.remove(&range.span().start());
         }
-        true
     }
 }

@@ -1,9 +1,10 @@
 //! Ranges whose memory was unmapped, and what is left of them.
 
-use crate::{GpuSvm, Range};
+use crate::{GpuSvm, Range, pages};
 use alloc::{sync::Arc, vec::Vec};
-use gpusvm_mm::AddressSpace;
+use gpusvm_mm::{AddressSpace, Mirror};
 use gpusvm_sync::atomic::Ordering;
+use gpusvm_types::Span;
 
 impl<M: AddressSpace> GpuSvm<M> {
     /// Removes the ranges that were unmapped. What of a partially unmapped range is still there comes
@@ -14,7 +15,7 @@ impl<M: AddressSpace> GpuSvm<M> {
         if self.core.garbage.swap(0, Ordering::AcqRel) == 0 {
             return 0;
         }
-        let garbage: Vec<Arc<Range>> = {
+        let garbage: Vec<Arc<Range<M>>> = {
             let tree = self.core.tree.lock();
             tree.ranges
                 .values()
@@ -22,29 +23,46 @@ impl<M: AddressSpace> GpuSvm<M> {
                 .cloned()
                 .collect()
         };
-        let removed = garbage
-            .iter()
-            .filter(|range| self.remove_unmapped(range))
-            .count();
-        self.core.garbage.fetch_sub(removed, Ordering::AcqRel);
-        removed
+        // A range that is flagged from here on has counted itself, and is looked for the next time.
+        let removed = garbage.iter().filter(|range| self.remove_unmapped(range));
+        removed.count()
     }
 
-    fn remove_unmapped(&self, range: &Arc<Range>) -> bool {
+    fn remove_unmapped(&self, range: &Arc<Range<M>>) -> bool {
         let _serving = range.serve();
         if range.is_partially_unmapped() && range.can_migrate() {
-            // Best effort: what cannot come home now is still the CPU's to fault on.
-            let _ = self.range_evict(range);
+            self.evict_rest(range.span());
         }
         self.range_remove(range)
     }
 
+    /// Brings home what of `span` is still mirrored, piece by piece: no mapping covers all of it.
+    fn evict_rest(&self, span: Span) {
+        let mut rest = Some(span);
+        while let Some(span) = rest {
+            let mirror = self.mm.mirrored(span.start());
+            let Some(piece) = span.intersection(mirror.span()) else {
+                return;
+            };
+            if matches!(mirror, Mirror::Mapping(_)) {
+                // Best effort: what cannot come home now is still the CPU's to fault on.
+                let _ = self
+                    .mm
+                    .range_fault(piece, None, &mut pages::homes_for(piece));
+            }
+            rest = Span::new(piece.end(), span.end()).ok();
+        }
+    }
+
     /// Forgets a range and takes its mapping away (`drm_gpusvm_range_remove`). Whether it was there.
-    pub fn range_remove(&self, range: &Arc<Range>) -> bool {
-        if !self.forget(range) {
+    pub fn range_remove(&self, range: &Arc<Range<M>>) -> bool {
+        if !range.set_removed() {
             return false;
         }
-        self.take_away(range);
+        // Before it leaves the tree: who closes the mirror finds it there, or unmapped.
+        self.range_unmap(range);
+        self.forget(range);
+        self.disarm(range);
         true
     }
 }

@@ -1,10 +1,11 @@
 //! Where the pages of a range are, ready to be mapped: `drm_gpusvm_get_pages`.
 
-use crate::{FaultCtx, GetPagesError, GpuSvm, Pages, Permission, Range};
-use alloc::vec::Vec;
-use gpusvm_mm::{AddressSpace, Home, Sequence};
-use gpusvm_pagemap::{Pagemap, PagemapAddr, PagemapOps};
-use gpusvm_types::{DmaAddr, PAGE_SIZE, PageIndex, Span};
+use crate::reached::Reached;
+use crate::{FaultCtx, GetPagesError, GpuSvm, Permission, Range, pages};
+use alloc::sync::Arc;
+use gpusvm_mm::{AddressSpace, DevicePage, Home, Sequence};
+use gpusvm_pagemap::{Pagemap, PagemapAddr, Pagemaps, Peer};
+use gpusvm_types::{DmaAddr, Span, VirtAddr};
 
 /// Consecutive pages at consecutive places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,24 +18,42 @@ pub struct PageRun {
     pub permission: Permission,
 }
 
-/// What can be mapped, as long as the sequence is current.
+/// What a device reaches.
 #[derive(Debug)]
-pub struct Prepared {
-    pub(crate) sequence: Sequence,
-    pub(crate) permission: Permission,
-    pub(crate) runs: Vec<PageRun>,
+pub struct Reach<'a, M: AddressSpace> {
+    /// The device memories that pages can be in.
+    pub pagemaps: &'a Pagemaps<M>,
+    /// Who wants to reach them.
+    pub peer: Peer,
+    /// Whether it reaches RAM in place.
+    pub ram: bool,
 }
 
-impl Prepared {
+/// What can be mapped, as long as the sequence is current. Device pages are mapped for the device to
+/// reach: dropping it gives them back.
+#[derive(Debug)]
+pub struct Prepared<M: AddressSpace> {
+    pub(crate) sequence: Sequence,
+    pub(crate) permission: Permission,
+    pub(crate) reached: Reached<M>,
+}
+
+impl<M: AddressSpace> Prepared<M> {
     /// Whether any of them is in RAM.
     pub fn is_partly_in_ram(&self) -> bool {
         let in_ram = |run: &PageRun| matches!(run.address, PagemapAddr::System(_));
-        self.runs.iter().any(in_ram)
+        self.runs().iter().any(in_ram)
+    }
+
+    /// Whether all of them are in the device's own memory.
+    pub fn is_in_vram(&self) -> bool {
+        let in_vram = |run: &PageRun| matches!(run.address, PagemapAddr::Vram(_));
+        self.runs().iter().all(in_vram)
     }
 
     /// The pages.
     pub fn runs(&self) -> &[PageRun] {
-        &self.runs
+        self.reached.runs()
     }
 }
 
@@ -45,15 +64,15 @@ impl<M: AddressSpace> GpuSvm<M> {
     /// # Errors
     ///
     /// `ReadOnly` (`EPERM`), `Unmapped` (`EFAULT`), `NotOnDevice` when `devmem_only` meets a page in RAM
-    /// (`EFAULT`), `OutOfReach` when the device reaches a page nowhere (`EOPNOTSUPP`), and what the
-    /// address space refused (`EBUSY`, `EFAULT`).
+    /// (`EFAULT`), `OutOfReach` when the device reaches a page nowhere, `MixedPagemaps` when pages are in
+    /// more than one device memory (both `EOPNOTSUPP`), and what the address space refused (`EBUSY`,
+    /// `EFAULT`).
     pub fn get_pages(
         &self,
-        range: &Range,
-        pagemap: Option<(&Pagemap<M>, &dyn PagemapOps)>,
-        reaches_ram: bool,
+        range: &Range<M>,
+        reach: &Reach<'_, M>,
         ctx: &FaultCtx,
-    ) -> Result<Prepared, GetPagesError> {
+    ) -> Result<Prepared<M>, GetPagesError> {
         let span = range.span();
         let sequence = range.notifier().read_begin();
         let vma = self
@@ -64,55 +83,76 @@ impl<M: AddressSpace> GpuSvm<M> {
         if !vma.writable && !ctx.read_only {
             return Err(GetPagesError::ReadOnly { span });
         }
-        let permission = if vma.writable {
-            Permission::Write
-        } else {
-            Permission::Read
+        let permission = match vma.writable {
+            true => Permission::Write,
+            false => Permission::Read,
         };
-        let mut homes = Pages::homes_for(span);
+        let mut homes = pages::homes_for(span);
         if range.can_migrate() {
             self.mm.range_fault(span, ctx.owner, &mut homes)?;
         }
-        let mut runs = Vec::new();
-        for (page, home) in span.pages().zip(&homes) {
-            let address = match *home {
-                Home::System if ctx.devmem_only => {
-                    return Err(GetPagesError::NotOnDevice { at: page.start() });
-                }
-                Home::System if reaches_ram => {
-                    Some(PagemapAddr::System(DmaAddr::new(page.start().get())))
-                }
-                Home::Device(device) => pagemap
-                    .filter(|(pagemap, _)| pagemap.contains(device))
-                    .and_then(|(pagemap, ops)| ops.device_map(device.pfn, pagemap.owner())),
-                Home::System => None,
+        let mut mapper = Mapper::new(reach);
+        for (page, home) in span.pages().zip(homes) {
+            let at = page.start();
+            let address = match home {
+                Home::System if ctx.devmem_only => return Err(GetPagesError::NotOnDevice { at }),
+                Home::System => mapper.in_ram(at)?,
+                Home::Device(device) => mapper.on_device(at, device)?,
                 Home::Moving | Home::Unmapped => return Err(GetPagesError::Unmapped { span }),
             };
-            let address = address.ok_or(GetPagesError::OutOfReach { at: page.start() })?;
-            push(&mut runs, page, address, permission);
+            mapper.reached.push(PageRun {
+                span: Span::page_of(at),
+                address,
+                permission,
+            });
         }
         Ok(Prepared {
             sequence,
             permission,
-            runs,
+            reached: mapper.reached,
         })
     }
 }
 
-/// Adds a page to the last run if it continues it.
-fn push(runs: &mut Vec<PageRun>, page: PageIndex, address: PagemapAddr, permission: Permission) {
-    let span = Span::page_of(page.start());
-    if let Some(last) = runs.last_mut()
-        && last.span.end() == span.start()
-        && last.address.continues_with(address, last.span.len())
-    {
-        last.span = last.span.union(span);
-        return;
+/// Finds out how a device reaches pages, one after the other. Dropping it gives them back.
+struct Mapper<'a, M: AddressSpace> {
+    reach: &'a Reach<'a, M>,
+    /// The memory that the device pages so far are of.
+    pagemap: Option<Arc<Pagemap<M>>>,
+    reached: Reached<M>,
+}
+
+impl<'a, M: AddressSpace> Mapper<'a, M> {
+    fn new(reach: &'a Reach<'a, M>) -> Self {
+        Self {
+            reach,
+            pagemap: None,
+            reached: Reached::nothing(),
+        }
     }
-    debug_assert_eq!(span.len(), PAGE_SIZE);
-    runs.push(PageRun {
-        span,
-        address,
-        permission,
-    });
+
+    fn in_ram(&self, at: VirtAddr) -> Result<PagemapAddr, GetPagesError> {
+        match self.reach.ram {
+            true => Ok(PagemapAddr::System(DmaAddr::new(at.get()))),
+            false => Err(GetPagesError::OutOfReach { at }),
+        }
+    }
+
+    fn on_device(&mut self, at: VirtAddr, page: DevicePage) -> Result<PagemapAddr, GetPagesError> {
+        let out_of_reach = GetPagesError::OutOfReach { at };
+        let importer = match (&self.pagemap, self.reached.importer()) {
+            (Some(pagemap), _) if !pagemap.contains(page) => {
+                return Err(GetPagesError::MixedPagemaps { at });
+            }
+            (Some(_), Some(importer)) => importer,
+            _ => {
+                let pagemap = self.reach.pagemaps.page_to_pagemap(page);
+                let pagemap = pagemap.ok_or(out_of_reach)?;
+                let importer = pagemap.import(self.reach.peer).ok_or(out_of_reach)?;
+                self.pagemap = Some(pagemap);
+                self.reached.reach_through(importer)
+            }
+        };
+        importer.device_map(page.pfn).ok_or(out_of_reach)
+    }
 }

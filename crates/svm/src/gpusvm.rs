@@ -1,6 +1,6 @@
 //! One device address space that mirrors a process: `drm_gpusvm`.
 
-use crate::{PageRun, Pages, Prepared, Range};
+use crate::{PageRun, Prepared, Range, pages};
 use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 use gpusvm_mm::{AddressSpace, IntervalNotifier};
 use gpusvm_sync::atomic::{AtomicUsize, Ordering};
@@ -44,33 +44,56 @@ pub trait SvmOps: Send + Sync + core::fmt::Debug {
 #[derive(Debug)]
 pub struct GpuSvm<M: AddressSpace> {
     pub(crate) mm: Arc<M>,
-    pub(crate) core: Arc<Core>,
+    pub(crate) core: Arc<Core<M>>,
     pub(crate) config: Config,
 }
 
 /// What invalidations work on: apart from the address space, which holds it.
 #[derive(Debug)]
-pub(crate) struct Core {
+pub(crate) struct Core<M: AddressSpace> {
     /// Writers invalidate, readers commit mappings.
     pub(crate) notifier_lock: RwLock<()>,
-    pub(crate) tree: Mutex<Tree>,
+    pub(crate) tree: Mutex<Tree<M>>,
     pub(crate) ops: Arc<dyn SvmOps>,
     /// How many ranges are flagged as unmapped.
     pub(crate) garbage: AtomicUsize,
 }
 
+impl<M: AddressSpace> Core<M> {
+    /// Takes the mapping of one range away. With the notifier lock held to write; to read, by who serves
+    /// the range.
+    fn unmap(&self, range: &Range<M>) {
+        self.ops.zap(range.span());
+        self.ops.flush(range.span());
+        range.pages().set_unmapped();
+    }
+}
+
 /// Guarded by the tree lock.
-#[derive(Debug, Default)]
-pub(crate) struct Tree {
+#[derive(Debug)]
+pub(crate) struct Tree<M: AddressSpace> {
     /// By the start of their window.
     pub(crate) notifiers: BTreeMap<VirtAddr, Arc<IntervalNotifier>>,
     /// By their start; they do not overlap.
-    pub(crate) ranges: BTreeMap<VirtAddr, Arc<Range>>,
+    pub(crate) ranges: BTreeMap<VirtAddr, Arc<Range<M>>>,
+    /// Nothing is inserted any more.
+    pub(crate) closed: bool,
+    /// How many unmappings were heard of: no range is made of what was seen before one.
+    pub(crate) unmaps: u64,
 }
 
-impl Tree {
+impl<M: AddressSpace> Tree<M> {
+    const fn new() -> Self {
+        Self {
+            notifiers: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            closed: false,
+            unmaps: 0,
+        }
+    }
+
     /// The ranges that overlap `span`, ascending.
-    pub(crate) fn overlapping(&self, span: Span) -> impl Iterator<Item = &Arc<Range>> {
+    pub(crate) fn overlapping(&self, span: Span) -> impl Iterator<Item = &Arc<Range<M>>> {
         // Ranges do not overlap, so at most one that begins below reaches in.
         let below = self.ranges.range(..span.start()).next_back();
         let inside = self.ranges.range(span.start()..span.end());
@@ -106,7 +129,7 @@ impl<M: AddressSpace> GpuSvm<M> {
         );
         let core = Core {
             notifier_lock: RwLock::new(()),
-            tree: Mutex::new(Tree::default()),
+            tree: Mutex::new(Tree::new()),
             ops,
             garbage: AtomicUsize::new(0),
         };
@@ -123,7 +146,7 @@ impl<M: AddressSpace> GpuSvm<M> {
     }
 
     /// The range that holds `at` (`drm_gpusvm_range_find`).
-    pub fn range_find(&self, at: VirtAddr) -> Option<Arc<Range>> {
+    pub fn range_find(&self, at: VirtAddr) -> Option<Arc<Range<M>>> {
         let tree = self.core.tree.lock();
         let (_, range) = tree.ranges.range(..=at).next_back()?;
         range.span().contains(at).then(|| Arc::clone(range))
@@ -135,7 +158,7 @@ impl<M: AddressSpace> GpuSvm<M> {
     }
 
     /// The ranges that overlap `span`.
-    pub fn ranges_in(&self, span: Span) -> Vec<Arc<Range>> {
+    pub fn ranges_in(&self, span: Span) -> Vec<Arc<Range<M>>> {
         self.core.tree.lock().overlapping(span).cloned().collect()
     }
 
@@ -154,26 +177,35 @@ impl<M: AddressSpace> GpuSvm<M> {
     }
 
     /// Makes what was prepared visible to the device by `bind`, if it is still current; else nothing
-    /// happens and the pass is stale.
+    /// happens and the pass is stale. Called by who serves the range.
     ///
     /// # Errors
     ///
-    /// The error of `bind`.
+    /// The error of `bind`: then nothing of the range is mapped.
     pub fn commit<E>(
         &self,
-        range: &Range,
-        prepared: &Prepared,
+        range: &Range<M>,
+        prepared: Prepared<M>,
         bind: impl FnOnce(&Quiesced<'_>, &[PageRun]) -> Result<(), E>,
     ) -> Result<bool, E> {
         let proof = self.quiesce();
         if !range.notifier().is_current(prepared.sequence) || range.is_gone() {
             return Ok(false);
         }
-        bind(&proof, &prepared.runs)?;
-        range
-            .pages()
-            .set_mapped(prepared.permission, self.mm.now(), &proof);
-        Ok(true)
+        match bind(&proof, prepared.runs()) {
+            Ok(()) => {
+                let before = range.pages().set_mapped(prepared, self.mm.now(), &proof);
+                // What was mapped before is given back without the lock.
+                drop(proof);
+                drop(before);
+                Ok(true)
+            }
+            Err(error) => {
+                // What was bound goes before an invalidation could miss it: the range is not mapped.
+                self.core.unmap(range);
+                Err(error)
+            }
+        }
     }
 
     /// Brings every page of the range home (`drm_gpusvm_range_evict`).
@@ -181,14 +213,25 @@ impl<M: AddressSpace> GpuSvm<M> {
     /// # Errors
     ///
     /// As [`AddressSpace::range_fault`].
-    pub fn range_evict(&self, range: &Range) -> Result<(), gpusvm_mm::MmError> {
-        let mut homes = Pages::homes_for(range.span());
+    pub fn range_evict(&self, range: &Range<M>) -> Result<(), gpusvm_mm::MmError> {
+        let mut homes = pages::homes_for(range.span());
         self.mm.range_fault(range.span(), None, &mut homes)
     }
 
-    /// Takes every mapping away, forgets every range and hears of nothing any more.
+    /// Takes every mapping away, forgets every range and hears of nothing any more. No range is found
+    /// or inserted from then on, and nothing that was prepared is committed.
     pub fn close(&self) {
-        let (notifiers, ranges) = {
+        let ranges: Vec<Arc<Range<M>>> = {
+            let mut tree = self.core.tree.lock();
+            tree.closed = true;
+            tree.ranges.values().cloned().collect()
+        };
+        // In the tree, it hears of changes for as long as any of them is mapped.
+        for range in &ranges {
+            range.set_removed();
+            self.range_unmap(range);
+        }
+        let (notifiers, _) = {
             let mut tree = self.core.tree.lock();
             (
                 core::mem::take(&mut tree.notifiers),
@@ -198,32 +241,23 @@ impl<M: AddressSpace> GpuSvm<M> {
         for notifier in notifiers.values() {
             self.mm.notifiers().unsubscribe(notifier);
         }
-        for range in ranges.values() {
-            if range.set_removed() {
-                self.take_away(range);
-            }
+        for range in &ranges {
+            self.disarm(range);
         }
         self.core.garbage.store(0, Ordering::Release);
     }
 
     /// Takes the mapping of a range away (`drm_gpusvm_range_unmap_pages`): the device faults if it
     /// wants it back.
-    pub fn range_unmap(&self, range: &Range) {
+    pub fn range_unmap(&self, range: &Range<M>) {
         let _writer = self.core.notifier_lock.write();
-        if range.pages().set_unmapped() {
-            self.core.ops.zap(range.span());
-            self.core.ops.flush(range.span());
+        if range.pages().is_mapped() {
+            self.core.unmap(range);
         }
     }
 
-    /// Takes the mapping of a range away that is no longer in the tree.
-    pub(crate) fn take_away(&self, range: &Range) {
-        self.range_unmap(range);
-        self.disarm(range);
-    }
-
     /// Lets the memory of a range be no longer watched for it.
-    pub(crate) fn disarm(&self, range: &Range) {
+    pub(crate) fn disarm(&self, range: &Range<M>) {
         if let Some(token) = range.take_armed() {
             self.mm.disarm(range.span(), token);
         }

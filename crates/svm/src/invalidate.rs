@@ -3,22 +3,26 @@
 //! ```text
 //!   begin   zap every affected range          (cheap, many)
 //!           ONE flush over all of them        (expensive, once)
-//!   end     pages are unmapped; an unmap flags the range and calls the garbage collector
+//!   end     pages are unmapped, and no longer reached; an unmap flags the range and calls the
+//!           garbage collector
 //! ```
 
 use crate::gpusvm::Core;
-use gpusvm_mm::{IntervalNotifier, Invalidation, Reason, Subscriber};
+use gpusvm_mm::{AddressSpace, IntervalNotifier, Invalidation, Reason, Subscriber};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::Span;
 
-impl Subscriber for Core {
+impl<M: AddressSpace> Subscriber for Core<M> {
     fn invalidate(&self, notifier: &IntervalNotifier, event: &Invalidation) {
         let Some(span) = event.span.intersection(notifier.window()) else {
             return;
         };
         let _writer = self.notifier_lock.write();
         notifier.bump();
-        let tree = self.tree.lock();
+        let mut tree = self.tree.lock();
+        if event.reason == Reason::Unmap {
+            tree.unmaps += 1;
+        }
 
         let mut zapped: Option<Span> = None;
         for range in tree

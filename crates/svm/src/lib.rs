@@ -17,13 +17,14 @@
 //!
 //! The notifier lock makes an invalidation (writer) exclude the commit of a mapping (readers). The
 //! tree lock guards the ranges and is never held across a call out of this crate, except zap and flush. Order:
-//! notifier lock, tree lock.
+//! notifier lock, tree lock, what a range reaches.
 //!
 //! # Differences from the kernel
 //!
 //! The kernel's `drm_gpusvm_notifier_lock()` takes a *read* lock; here holding it is [`Quiesced`], a
 //! proof that no invalidation runs. A range can hold pages of RAM and of a device at once. Ranges of
-//! one VM are found and inserted concurrently: there is no outer driver lock.
+//! one VM are found and inserted concurrently: there is no outer driver lock. What a device reaches of
+//! other devices is given back when it is dropped, whoever drops it.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -34,14 +35,17 @@ pub mod find;
 pub mod chunk;
 pub mod range;
 pub mod pages;
+pub mod history;
 pub mod get_pages;
+pub(crate) mod reached;
 pub mod invalidate;
 pub mod garbage;
 pub mod error;
 
 pub use error::{FindError, GetPagesError};
 pub use find::FaultCtx;
-pub use get_pages::{PageRun, Prepared};
+pub use get_pages::{PageRun, Prepared, Reach};
 pub use gpusvm::{Config, GpuSvm, Quiesced, SvmOps};
+pub use history::History;
 pub use pages::{Pages, Permission};
 pub use range::Range;

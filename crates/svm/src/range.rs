@@ -2,18 +2,18 @@
 
 use crate::Pages;
 use alloc::sync::Arc;
-use gpusvm_mm::{ArmToken, IntervalNotifier};
+use gpusvm_mm::{AddressSpace, ArmToken, IntervalNotifier};
 use gpusvm_sync::atomic::{AtomicU8, Ordering};
 use gpusvm_sync::{Mutex, MutexGuard};
 use gpusvm_types::Span;
 
 /// A chunk of the process that the device touched.
 #[derive(Debug)]
-pub struct Range {
+pub struct Range<M: AddressSpace> {
     span: Span,
     notifier: Arc<IntervalNotifier>,
     can_migrate: bool,
-    pages: Pages,
+    pages: Pages<M>,
     /// Which mirrored mapping was armed for it.
     armed: Mutex<Option<ArmToken>>,
     /// Set by invalidations, never cleared.
@@ -26,10 +26,10 @@ const UNMAPPED: u8 = 1;
 const PARTIAL: u8 = 2;
 const REMOVED: u8 = 4;
 
-impl Range {
+impl<M: AddressSpace> Range<M> {
     pub(crate) fn new(span: Span, notifier: Arc<IntervalNotifier>, can_migrate: bool) -> Self {
         let (flags, serving) = (AtomicU8::new(0), Mutex::new(()));
-        let (pages, armed) = (Pages::default(), Mutex::new(None));
+        let (pages, armed) = (Pages::new(), Mutex::new(None));
         Self {
             span,
             notifier,
@@ -57,7 +57,7 @@ impl Range {
     }
 
     /// What of it is mapped on the device.
-    pub fn pages(&self) -> &Pages {
+    pub fn pages(&self) -> &Pages<M> {
         &self.pages
     }
 

@@ -1,10 +1,11 @@
 //! What the driver did, counted by cause.
 
+use crate::driver::vram::Vram;
 use core::time::Duration;
 use gpusvm_pagemap::Cause;
 use gpusvm_sync::Mutex;
 use gpusvm_sync::atomic::{AtomicU64, Ordering};
-use gpusvm_types::ByteSize;
+use gpusvm_types::{ByteSize, PageCount};
 use hdrhistogram::Histogram;
 
 /// Bytes that moved one way.
@@ -71,23 +72,73 @@ impl Times {
     }
 }
 
-/// The counters of one device.
+/// What one device address space did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VmStats {
+    /// Faults of the device.
+    pub faults: u64,
+    /// Of them, those that found their range served by another.
+    pub coalesced: u64,
+    /// Of them, those that ended in an error.
+    pub failed: u64,
+    /// Passes over faults that had to start again.
+    pub stale_passes: u64,
+    /// Of them, those that found pages in two device memories, or out of reach, and brought them home.
+    pub gathered: u64,
+    /// Faults that pages were not moved for any more, after too many passes.
+    pub last_resorts: u64,
+    /// Times that a declared range was taken away again before it was leased.
+    pub slips: u64,
+    /// Ranges that should have moved to the device and could not.
+    pub not_migrated: u64,
+    /// How long faults took to serve.
+    pub fault_time: Times,
+    /// Ranges that it has now.
+    pub ranges_live: u64,
+}
+
+/// What happened to the memory of one device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RegionStats {
+    /// What its engine brought here, from RAM.
+    pub to_device: Moved,
+    /// What its engine brought home.
+    pub to_ram: Moved,
+    /// What its engine brought to other devices.
+    pub to_peer: Moved,
+    /// Allocations that went for others.
+    pub evictions: u64,
+    /// How much there is.
+    pub total: PageCount,
+    /// How much of it is allocated, or lost.
+    pub used: PageCount,
+    /// How much of it was lost, because it could not be cleared.
+    pub lost: PageCount,
+}
+
+/// The counters of one device address space.
 #[derive(Debug)]
 pub(crate) struct Counters {
     pub(crate) faults: AtomicU64,
-    /// Faults that found the range bound already.
     pub(crate) coalesced: AtomicU64,
-    /// Passes over a fault that had to start again.
-    pub(crate) stale_passes: AtomicU64,
-    /// Faults that were answered in place after the last pass.
-    pub(crate) last_resorts: AtomicU64,
     pub(crate) failed: AtomicU64,
-    /// Ranges that should have moved to the device and could not.
+    pub(crate) stale_passes: AtomicU64,
+    pub(crate) gathered: AtomicU64,
+    pub(crate) last_resorts: AtomicU64,
+    pub(crate) slips: AtomicU64,
     pub(crate) not_migrated: AtomicU64,
-    pub(crate) evictions: AtomicU64,
+    fault_time: Mutex<Histogram<u64>>,
+}
+
+/// The counters of one device's memory.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
     pub(crate) to_device: Direction,
     pub(crate) to_ram: Direction,
-    fault_time: Mutex<Histogram<u64>>,
+    pub(crate) to_peer: Direction,
+    pub(crate) evictions: AtomicU64,
 }
 
 /// One way that bytes move.
@@ -116,6 +167,20 @@ impl Direction {
     }
 }
 
+impl Traffic {
+    pub(crate) fn snapshot(&self, vram: &Vram) -> RegionStats {
+        RegionStats {
+            to_device: self.to_device.snapshot(),
+            to_ram: self.to_ram.snapshot(),
+            to_peer: self.to_peer.snapshot(),
+            evictions: self.evictions.load(Ordering::Relaxed),
+            total: vram.total(),
+            used: vram.used(),
+            lost: vram.lost(),
+        }
+    }
+}
+
 impl Counters {
     pub(crate) fn new() -> Self {
         /// One nanosecond to one minute, to a percent.
@@ -124,28 +189,40 @@ impl Counters {
         Self {
             faults: AtomicU64::new(0),
             coalesced: AtomicU64::new(0),
-            stale_passes: AtomicU64::new(0),
-            last_resorts: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            stale_passes: AtomicU64::new(0),
+            gathered: AtomicU64::new(0),
+            last_resorts: AtomicU64::new(0),
+            slips: AtomicU64::new(0),
             not_migrated: AtomicU64::new(0),
-            evictions: AtomicU64::new(0),
-            to_device: Direction::default(),
-            to_ram: Direction::default(),
             fault_time: Mutex::new(times),
         }
-    }
-
-    pub(crate) fn count(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn record_fault(&self, took: Duration) {
         self.fault_time.lock().saturating_record(nanos(took));
     }
 
-    pub(crate) fn fault_time(&self) -> Times {
-        Times::of(&self.fault_time.lock())
+    pub(crate) fn snapshot(&self, ranges: usize) -> VmStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        VmStats {
+            faults: get(&self.faults),
+            coalesced: get(&self.coalesced),
+            failed: get(&self.failed),
+            stale_passes: get(&self.stale_passes),
+            gathered: get(&self.gathered),
+            last_resorts: get(&self.last_resorts),
+            slips: get(&self.slips),
+            not_migrated: get(&self.not_migrated),
+            fault_time: Times::of(&self.fault_time.lock()),
+            ranges_live: u64::try_from(ranges).unwrap_or(u64::MAX),
+        }
     }
+}
+
+/// One more.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -1,58 +1,63 @@
 //! Device memory is full: somebody goes.
 
-use crate::driver::Vm;
-use crate::driver::counters::Counters;
-use crate::driver::vram::{Resident, Victim};
+use crate::driver::counters;
+use crate::driver::devmem;
+use crate::driver::region::Memory;
+use crate::driver::vm::Vm;
+use crate::driver::vram::{Picked, Resident, Victim};
 use core::time::Duration;
-use gpusvm_device::BlockRun;
 use gpusvm_mm::AddressSpace;
-use gpusvm_pagemap::{Cause, evict};
+use gpusvm_pagemap::{Cause, Devmem, Pagemap, evict};
+use gpusvm_sync::Arc;
 use gpusvm_types::PageCount;
 
 /// How many victims, or waits, one allocation costs before it is given up.
-pub(crate) const MAX_TRIES: u32 = 64;
+pub const MAX_TRIES: u32 = 64;
 /// How long to wait for allocations that are still being filled, each time.
 const WAIT_FOR_OTHERS: Duration = Duration::from_millis(2);
 
-impl<M: AddressSpace> Vm<M> {
-    /// Device pages for `count` pages, evicting others until there are. `None` after [`MAX_TRIES`],
-    /// or when there can never be so many.
-    pub(crate) fn allocate(&self, count: PageCount) -> Option<Box<[BlockRun]>> {
+impl<M: AddressSpace> Memory<M> {
+    /// An allocation of `count` pages, evicting others until there is room. `None` after
+    /// [`MAX_TRIES`], or when there can never be so many.
+    pub(crate) fn allocate(
+        self: &Arc<Self>,
+        pagemap: &Pagemap<M>,
+        count: PageCount,
+    ) -> Option<Devmem> {
         if count > self.vram.total() {
             return None;
         }
+        let vms = self.vms();
         for _ in 0..MAX_TRIES {
-            if let Some(runs) = self.vram.allocate(count) {
-                return Some(runs);
+            if let Some(devmem) = devmem::allocate(self, count) {
+                return Some(devmem);
             }
-            match self
-                .vram
-                .pick(self.now(), |resident| self.was_used(resident))
-            {
-                Victim::Evict(victim) => self.evict(victim),
+            match self.vram.pick(self.now(), |of| self.was_used(&vms, of)) {
+                Victim::Evict(victim) => self.evict(pagemap, &vms, &victim),
                 Victim::Wait(time) => self.vram.wait_freed(time),
                 Victim::Nothing => self.vram.wait_freed(WAIT_FOR_OTHERS),
             }
         }
-        self.vram.allocate(count)
+        devmem::allocate(self, count)
     }
 
-    fn evict(&self, victim: Resident) {
-        match evict::evict_to_ram(&self.pagemap, &victim.devmem, Cause::Eviction) {
-            Ok(()) => {
-                Counters::count(&self.counters.evictions);
-                let now = self.now();
-                for range in self.svm.ranges_in(victim.span) {
-                    range.pages().count_eviction(now);
-                }
-            }
-            // Something is in the way of it now: it gets another turn.
-            Err(_) => self.vram.put_back(victim),
+    /// If something is in the way of it now, it gets another turn.
+    fn evict(&self, pagemap: &Pagemap<M>, vms: &[Arc<Vm<M>>], victim: &Picked<'_>) {
+        if evict::evict_to_ram(pagemap, &victim.devmem, Cause::Eviction).is_err() {
+            return;
+        }
+        counters::count(&self.traffic.evictions);
+        let now = self.now();
+        for range in vms.iter().flat_map(|vm| vm.svm().ranges_in(victim.span)) {
+            range.pages().history().count_eviction(now);
         }
     }
 
-    fn was_used(&self, resident: &Resident) -> bool {
+    /// Whether any device address space used it. All are asked: that begins anew.
+    fn was_used(&self, vms: &[Arc<Vm<M>>], resident: &Resident) -> bool {
         let tables = self.device.page_tables();
-        tables.test_and_clear_accessed(self.id, resident.span) > PageCount::ZERO
+        let used = |vm: &Arc<Vm<M>>| tables.test_and_clear_accessed(vm.id(), resident.span);
+        let pages: u64 = vms.iter().map(|vm| used(vm).get()).sum();
+        pages > 0
     }
 }

@@ -4,25 +4,28 @@
 //!   collect garbage -> find or insert the range -> bound meanwhile? done
 //!      -> policy: migrate? -> populate -> get pages -> commit, if still current
 //!                                             |            |
+//!                          pages on two devices: home      |
+//!                                             |            |
 //!                                             `-- stale ---'--> start again, a bounded number of times,
 //!                                                               with longer timeslices; then in place
 //! ```
 
-use crate::driver::Vm;
-use crate::driver::counters::Counters;
+use crate::driver::counters;
 use crate::driver::policy::FaultInfo;
 use crate::driver::revisit::BUSY_AGAIN;
+use crate::driver::vm::Vm;
 use core::time::Duration;
 use gpusvm_device::{Access, DeviceFault, FaultError, Verdict};
 use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_pagemap::{Cause, MigrateError};
-use gpusvm_svm::{FaultCtx, FindError, GetPagesError, Permission, Range};
+use gpusvm_svm::{FaultCtx, FindError, GetPagesError, Permission, Range, Reach};
+use gpusvm_sync::Arc;
 use gpusvm_types::VirtAddr;
 
 /// How many passes a fault gets with pages in device memory.
-pub(crate) const MAX_PASSES: u32 = 8;
+pub const MAX_PASSES: u32 = 8;
 /// How many more it gets with pages where they are.
-pub(crate) const MAX_PASSES_IN_PLACE: u32 = 64;
+pub const MAX_PASSES_IN_PLACE: u32 = 64;
 
 /// How a pass over a fault ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +49,7 @@ pub(crate) struct Request {
 /// Serves a fault of the device.
 pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict {
     let began = vm.now();
-    Counters::count(&vm.counters.faults);
+    counters::count(&vm.counters.faults);
     let DeviceFault {
         at, access, stale, ..
     } = *fault;
@@ -59,7 +62,7 @@ pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict
     let verdict = match make_accessible(vm, &request) {
         Ok(()) => Verdict::Replay,
         Err(error) => {
-            Counters::count(&vm.counters.failed);
+            counters::count(&vm.counters.failed);
             Verdict::Fail(error)
         }
     };
@@ -76,16 +79,13 @@ pub(crate) fn make_accessible<M: AddressSpace>(
         forget_stale(vm, request.at)?;
     }
     for attempt in 0..MAX_PASSES + MAX_PASSES_IN_PLACE {
-        if vm.is_closed() {
-            return Err(FaultError::Closed { at: request.at });
-        }
         if attempt == MAX_PASSES {
-            Counters::count(&vm.counters.last_resorts);
+            counters::count(&vm.counters.last_resorts);
         }
         match pass(vm, request, attempt)? {
             Pass::Bound => return Ok(()),
             Pass::Stale => {
-                Counters::count(&vm.counters.stale_passes);
+                counters::count(&vm.counters.stale_passes);
                 back_off(attempt);
             }
         }
@@ -98,9 +98,12 @@ pub(crate) fn make_accessible<M: AddressSpace>(
 
 /// One pass over a fault, from nothing to a mapping.
 fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<Pass, FaultError> {
-    vm.svm.collect_garbage();
+    let Some(_working) = vm.enter() else {
+        return Err(FaultError::Closed { at: request.at });
+    };
+    vm.svm().collect_garbage();
     let mut ctx = context(vm, request);
-    let range = match vm.svm.range_find_or_insert(request.at, &ctx) {
+    let range = match vm.svm().range_find_or_insert(request.at, &ctx) {
         Ok(range) => range,
         Err(error) => return refused(request, error),
     };
@@ -109,10 +112,10 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         return Ok(Pass::Stale);
     }
     if range.pages().allow(wanted(request.access)) {
-        Counters::count(&vm.counters.coalesced);
+        counters::count(&vm.counters.coalesced);
         return Ok(Pass::Bound);
     }
-    match vm.svm.range_arm(&range, &serving) {
+    match vm.svm().range_arm(&range, &serving) {
         Ok(true) => {}
         Ok(false) => return Ok(Pass::Stale),
         Err(error) => return refused(request, error),
@@ -122,22 +125,34 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     } else {
         None
     };
-    let ops: &dyn gpusvm_pagemap::PagemapOps = vm;
-    let reaches_ram = vm.device.caps().coherent;
-    let prepared = match vm
-        .svm
-        .get_pages(&range, Some((&vm.pagemap, ops)), reaches_ram, &ctx)
-    {
-        Ok(prepared) => prepared,
-        Err(error) => return not_mapped(request, error),
+    map(vm, request, &range, &ctx, again)
+}
+
+/// Maps the pages of the range where they are, if they can be mapped there.
+fn map<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+    range: &Arc<Range<M>>,
+    ctx: &FaultCtx,
+    again: Option<Duration>,
+) -> Result<Pass, FaultError> {
+    let reach = Reach {
+        pagemaps: vm.region.devices().pagemaps(),
+        peer: vm.region.peer(),
+        ram: vm.caps().coherent,
     };
+    let prepared = match vm.svm().get_pages(range, &reach, ctx) {
+        Ok(prepared) => prepared,
+        Err(error) => return not_mapped(vm, request, range, error),
+    };
+    let again = again.filter(|_| !prepared.is_in_vram());
     let bound = vm
-        .svm
-        .commit(&range, &prepared, |proof, runs| vm.bind(proof, runs));
+        .svm()
+        .commit(range, prepared, |proof, runs| vm.bind(proof, runs));
     match bound {
         Ok(true) => {
-            if let Some(after) = again.filter(|_| prepared.is_partly_in_ram()) {
-                vm.look_again(after, &range);
+            if let Some(after) = again {
+                vm.look_again(after, range);
             }
             Ok(Pass::Bound)
         }
@@ -150,11 +165,11 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
 }
 
 fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
-    let caps = vm.device.caps();
+    let caps = vm.caps();
     // A device that cannot reach RAM has no other place, and nor have its atomics.
     let atomics_need_devmem = request.access == Access::Atomic && !caps.atomics_on_ram;
     FaultCtx {
-        owner: Some(vm.pagemap.owner()),
+        owner: Some(vm.region.pagemap().owner()),
         read_only: !request.access.is_write(),
         devmem_possible: true,
         devmem_only: !caps.coherent || atomics_need_devmem,
@@ -168,7 +183,7 @@ fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
 fn place<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
-    range: &Range,
+    range: &Range<M>,
     attempt: u32,
     ctx: &mut FaultCtx,
 ) -> Result<Option<Duration>, FaultError> {
@@ -178,9 +193,9 @@ fn place<M: AddressSpace>(
         at,
         access,
         attempt,
-        bounces: range.pages().count_bounces(now),
-        evictions: range.pages().evictions(now),
-        reaches_ram: vm.device.caps().coherent,
+        bounces: range.pages().history().count_bounces(now),
+        evictions: range.pages().history().evictions(now),
+        reaches_ram: vm.caps().coherent,
     });
     ctx.timeslice = plan.timeslice;
     if !plan.migrate && !ctx.devmem_only {
@@ -196,10 +211,11 @@ fn place<M: AddressSpace>(
 fn migrate<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
-    range: &Range,
+    range: &Range<M>,
     ctx: &FaultCtx,
 ) -> Result<(), FaultError> {
-    match vm.populate(range.span(), ctx.timeslice, request.cause) {
+    let pagemap = vm.region.pagemap();
+    match pagemap.populate(range.span(), ctx.timeslice, request.cause) {
         Ok(()) => Ok(()),
         Err(MigrateError::Mm(MmError::Gone)) => Err(FaultError::Closed { at: request.at }),
         Err(MigrateError::NoSpace { .. }) if ctx.devmem_only => Err(FaultError::Gave {
@@ -220,7 +236,7 @@ fn refused(request: &Request, error: FindError) -> Result<Pass, FaultError> {
             Err(FaultError::NotPermitted { at, access })
         }
         FindError::NoChunk { .. } => Ok(Pass::Stale),
-        FindError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
+        FindError::Closed | FindError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
         _ => Err(FaultError::Gave {
             at,
             reason: "there is no range for it",
@@ -229,11 +245,28 @@ fn refused(request: &Request, error: FindError) -> Result<Pass, FaultError> {
 }
 
 /// Nothing can be mapped: for good, or for now.
-fn not_mapped(request: &Request, error: GetPagesError) -> Result<Pass, FaultError> {
+fn not_mapped<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+    range: &Range<M>,
+    error: GetPagesError,
+) -> Result<Pass, FaultError> {
     let Request { at, access, .. } = *request;
     match error {
         GetPagesError::ReadOnly { .. } => Err(FaultError::NotPermitted { at, access }),
-        GetPagesError::OutOfReach { .. } => Err(FaultError::OutOfReach { at }),
+        GetPagesError::OutOfReach { at } | GetPagesError::NotOnDevice { at }
+            if !range.can_migrate() =>
+        {
+            Err(FaultError::OutOfReach { at })
+        }
+        // On two devices, or on one that is being unbound, or does not answer: RAM is common ground.
+        GetPagesError::MixedPagemaps { .. } | GetPagesError::OutOfReach { .. } => {
+            counters::count(&vm.counters.gathered);
+            match vm.svm().range_evict(range) {
+                Err(MmError::Gone) => Err(FaultError::Closed { at }),
+                _ => Ok(Pass::Stale),
+            }
+        }
         GetPagesError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
         _ => Ok(Pass::Stale),
     }
@@ -242,18 +275,18 @@ fn not_mapped(request: &Request, error: GetPagesError) -> Result<Pass, FaultErro
 /// The device found a translation to RAM that is not there any more: memory that nobody mirrors was
 /// unmapped behind its back.
 fn forget_stale<M: AddressSpace>(vm: &Vm<M>, at: VirtAddr) -> Result<(), FaultError> {
-    if let Some(range) = vm.svm.range_find(at) {
-        vm.svm.range_remove(&range);
+    if let Some(range) = vm.svm().range_find(at) {
+        vm.svm().range_remove(&range);
     }
     // A mapping that exists and refuses all the same would be tried for ever.
-    if vm.svm.mm().is_readable(at) {
+    if vm.svm().mm().is_readable(at) {
         Ok(())
     } else {
         Err(FaultError::Unmapped { at })
     }
 }
 
-const fn wanted(access: Access) -> Permission {
+pub(crate) const fn wanted(access: Access) -> Permission {
     if access.is_write() {
         Permission::Write
     } else {
@@ -264,7 +297,7 @@ const fn wanted(access: Access) -> Permission {
 /// Nothing at first: most passes are stale because somebody else was faster.
 fn back_off(attempt: u32) {
     match attempt {
-        0..4 => std::thread::yield_now(),
-        _ => std::thread::sleep(Duration::from_micros(20 << attempt.min(10))),
+        0..4 => gpusvm_sync::yield_now(),
+        _ => gpusvm_sync::sleep(Duration::from_micros(20 << attempt.min(10))),
     }
 }

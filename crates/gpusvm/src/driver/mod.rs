@@ -11,25 +11,59 @@
 //!                |-- (svm)      where are the pages now?
 //!                `-- vm         bind, zap, flush
 //!
+//!   devices    all of one address space, and who reaches whom
+//!   region     a device's memory in it
 //!   revisit    what is mapped in place gets a second look
 //!   resident   launches that declare what they touch
-//!   devmem     copies, counted by cause
+//!   prefetch   pages that are wanted before they are touched
+//!   devmem     copies, counted by cause; clearing
 //! ```
 //!
-//! Everything is generic over the address space: nothing here knows which world it is in.
+//! Everything is generic over the address space and the device: nothing here knows which world it is
+//! in. [`Svm`](crate::Svm) is this layer on a live process, with devices in software. Who brings up a
+//! device of their own, or tests in another world, begins here:
+//!
+//! ```
+//! use gpusvm::driver::{Devices, MigrateOnTouch, Vm, VmError, VramRegion, worker};
+//! use gpusvm_device::Device;
+//! use gpusvm_mm::AddressSpace;
+//! use std::sync::Arc;
+//!
+//! fn bring_up<M: AddressSpace>(mm: &Arc<M>, device: Arc<dyn Device>) -> Result<(), VmError> {
+//!     let devices = Devices::new(mm);
+//!     let region = VramRegion::new(&devices, Arc::clone(&device))?;
+//!     let vm = Vm::new(&region, Arc::new(MigrateOnTouch::default()))?;
+//!     let workers = worker::start(&region).expect("threads");
+//!     // The device may fault in `vm.id()` now. At the end:
+//!     vm.refuse_faults();
+//!     device.fault_queue().into_iter().for_each(|queue| queue.close());
+//!     workers.into_iter().for_each(|worker| worker.join().expect("it does not panic"));
+//!     region.unbind().expect("everything comes home");
+//!     vm.close();
+//!     Ok(())
+//! }
+//! ```
 
-pub(crate) mod worker; // threads that take faults
+pub mod worker; // threads that take faults
 pub(crate) mod fault; // the story
 pub(crate) mod policy; // what to do, never how
 pub(crate) mod populate; // pages into device memory
 pub(crate) mod evict; // and out of it, for others
 pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
+pub(crate) mod prefetch; // wanted before they are touched
 pub(crate) mod vm; // one device address space
-pub(crate) mod vram; // device memory
+pub(crate) mod region; // device memory in an address space
+pub(crate) mod devices; // all of them
+pub(crate) mod vram; // what of it is free, what lives there
 pub(crate) mod devmem; // one allocation of it
 pub(crate) mod counters; // what happened
 
-pub use counters::{Moved, Times};
-pub use policy::Policy;
-pub(crate) use vm::Vm;
+pub use counters::{Moved, RegionStats, Times, VmStats};
+pub use devices::Devices;
+pub use evict::MAX_TRIES;
+pub use fault::{MAX_PASSES, MAX_PASSES_IN_PLACE};
+pub use policy::{FaultInfo, MigrateOnTouch, Plan, Policy};
+pub use region::VramRegion;
+pub use resident::{Declared, Lease, MAX_SLIPS};
+pub use vm::{Vm, VmError};

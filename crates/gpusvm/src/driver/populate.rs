@@ -1,92 +1,127 @@
 //! Pages into device memory.
 
-use crate::driver::Vm;
-use crate::driver::devmem::Bo;
+use crate::driver::region::Memory;
 use crate::driver::vram::Resident;
 use core::time::Duration;
-use gpusvm_mm::{AddressSpace, Home};
+use gpusvm_mm::{AddressSpace, Home, MmError};
 use gpusvm_pagemap::{
-    Cause, Devmem, MigrateError, MigrateRequest, Mode, PagemapAddr, PagemapOps, migrate,
+    Cause, DevmemError, MigrateError, MigrateRequest, Mode, Pagemap, PagemapAddr, PagemapOps, Peer,
+    migrate,
 };
 use gpusvm_sync::Arc;
-use gpusvm_types::{DevicePfn, OwnerId, PageCount, Span};
+use gpusvm_types::{DevicePfn, PageCount, Span};
 
-impl<M: AddressSpace> Vm<M> {
-    /// Moves what of `span` is in RAM to the device, as far as it goes. Pages that are on the device
-    /// already stay where they are.
-    ///
-    /// # Errors
-    ///
-    /// Why something did not move; what moved before stays moved.
-    pub(crate) fn populate(
+/// The driver's part of a device's memory.
+#[derive(Debug)]
+pub(crate) struct RegionOps<M: AddressSpace>(pub(crate) Arc<Memory<M>>);
+
+impl<M: AddressSpace> PagemapOps<M> for RegionOps<M> {
+    fn populate(
         &self,
+        pagemap: &Arc<Pagemap<M>>,
         span: Span,
         timeslice: Duration,
         cause: Cause,
     ) -> Result<(), MigrateError> {
-        if !self.pagemap.is_bound() {
-            return Err(MigrateError::Unbound { span });
-        }
-        let mut homes = vec![Home::System; span.page_count().as_usize()];
-        self.svm
-            .mm()
-            .range_fault(span, Some(self.pagemap.owner()), &mut homes)?;
-        for run in runs_in_ram(span, &homes) {
-            self.populate_run(run, timeslice, cause)?;
-        }
-        Ok(())
+        let mut blocks = span.blocks();
+        blocks.try_for_each(|piece| self.0.populate(pagemap, piece, timeslice, cause))
     }
 
-    fn populate_run(
-        &self,
+    fn device_map(&self, page: DevicePfn, peer: Peer) -> Option<PagemapAddr> {
+        if peer == self.0.peer {
+            return Some(PagemapAddr::Vram(page.dev_addr()));
+        }
+        let aperture = self.0.device.aperture()?;
+        let offset = page.dev_addr().offset_from(DevicePfn::new(0).dev_addr());
+        let reaches = self.0.fabrics.reach(peer, self.0.peer);
+        reaches.then(|| PagemapAddr::Peer(aperture + offset))
+    }
+
+    fn device_unmap(&self, _: PagemapAddr, _: Peer) {
+        // Neither a device's own memory nor a peer's aperture needs a mapping to be reached.
+    }
+}
+
+impl<M: AddressSpace> Memory<M> {
+    /// Moves what of `span`, which is in one block, is elsewhere to the device, as far as it goes:
+    /// pages of RAM and pages of peers. When a page of a peer has to stay there, everything stays
+    /// where it is: a range is mapped with pages of one memory.
+    fn populate(
+        self: &Arc<Self>,
+        pagemap: &Pagemap<M>,
         span: Span,
         timeslice: Duration,
         cause: Cause,
     ) -> Result<(), MigrateError> {
-        let count = span.page_count();
-        let runs = self.allocate(count).ok_or(MigrateError::NoSpace { span })?;
-        let bo = Bo {
-            device: Arc::clone(&self.device),
-            vram: Arc::clone(&self.vram),
-            counters: Arc::clone(&self.counters),
-            mm: Arc::downgrade(self.svm.mm()),
-            runs,
-        };
-        let devmem = Arc::new(Devmem::new(count, Box::new(bo)));
-        let request = MigrateRequest {
+        let request = |span| MigrateRequest {
             span,
             timeslice,
             mode: Mode::Partial,
             cause,
         };
-        migrate::migrate_to_devmem(&self.pagemap, &devmem, &request)?;
+        let mm = self.mm.upgrade().ok_or(MmError::Gone)?;
+        let mut homes = vec![Home::System; span.page_count().as_usize()];
+        mm.range_fault(span, Some(pagemap.owner()), &mut homes)?;
+        if self.must_stay(&mm, pagemap, &homes) {
+            return Err(MigrateError::NothingCollected { span });
+        }
+        for run in runs_elsewhere(pagemap, span, &homes) {
+            match self.populate_run(pagemap, &request(run)) {
+                // One of the engines does not copy to the other device: through RAM, then.
+                Err(MigrateError::Devmem {
+                    error: DevmemError::Unsupported { .. },
+                    ..
+                }) => {
+                    mm.range_fault(run, None, &mut homes[..run.page_count().as_usize()])?;
+                    self.populate_run(pagemap, &request(run))?;
+                }
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    fn populate_run(
+        self: &Arc<Self>,
+        pagemap: &Pagemap<M>,
+        request: &MigrateRequest,
+    ) -> Result<(), MigrateError> {
+        let span = request.span;
+        let devmem = self.allocate(pagemap, span.page_count());
+        let devmem = Arc::new(devmem.ok_or(MigrateError::NoSpace { span })?);
+        migrate::migrate_to_devmem(pagemap, &devmem, request)?;
         self.vram.add_resident(Resident { devmem, span });
         Ok(())
     }
+
+    /// Whether a page lives on a peer and may not leave it now.
+    fn must_stay(&self, mm: &M, pagemap: &Pagemap<M>, homes: &[Home]) -> bool {
+        let Some(pagemaps) = self.pagemaps.upgrade() else {
+            return false;
+        };
+        let now = mm.now();
+        let of_peers = homes.iter().filter_map(|home| match *home {
+            Home::Device(page) if !pagemap.contains(page) => Some(page),
+            _ => None,
+        });
+        let devmem_of = |page| pagemaps.page_to_pagemap(page)?.devmem_of(page);
+        let mut allocations = of_peers.filter_map(devmem_of);
+        allocations.any(|devmem| devmem.stays_until(now, true).is_some())
+    }
 }
 
-impl<M: AddressSpace> PagemapOps for Vm<M> {
-    fn populate(&self, span: Span, timeslice: Duration) -> Result<(), MigrateError> {
-        span.blocks()
-            .try_for_each(|piece| Vm::populate(self, piece, timeslice, Cause::Prefetch).map(drop))
-    }
-
-    fn device_map(&self, page: DevicePfn, for_owner: OwnerId) -> Option<PagemapAddr> {
-        (for_owner == self.pagemap.owner()).then(|| PagemapAddr::Vram(page.dev_addr()))
-    }
-
-    fn device_unmap(&self, _: &PagemapAddr, _: OwnerId) {
-        // A device's own memory needs no mapping to reach it.
-    }
-}
-
-/// The longest pieces of `span` whose pages are in RAM.
-fn runs_in_ram(span: Span, homes: &[Home]) -> Vec<Span> {
+/// The longest pieces of `span` whose pages are not in this memory.
+fn runs_elsewhere<M: AddressSpace>(pagemap: &Pagemap<M>, span: Span, homes: &[Home]) -> Vec<Span> {
+    let is_elsewhere = |home: &Home| match *home {
+        Home::System => true,
+        Home::Device(page) => !pagemap.contains(page),
+        Home::Moving | Home::Unmapped => false,
+    };
     let mut runs: Vec<Span> = Vec::new();
     for (page, _) in span
         .pages()
         .zip(homes)
-        .filter(|(_, home)| **home == Home::System)
+        .filter(|(_, home)| is_elsewhere(home))
     {
         let page = Span::of_pages(page, PageCount::ONE);
         match runs.last_mut() {

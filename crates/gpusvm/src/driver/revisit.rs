@@ -12,8 +12,8 @@
 //!
 //! The list's lock is held to add and to take. Allocates: for workers only.
 
-use crate::driver::Vm;
-use crate::driver::counters::Counters;
+use crate::driver::counters;
+use crate::driver::vm::Vm;
 use core::time::Duration;
 use gpusvm_mm::{AddressSpace, Time};
 use gpusvm_svm::Range;
@@ -24,17 +24,22 @@ use std::collections::VecDeque;
 pub(crate) const BUSY_AGAIN: Duration = Duration::from_millis(50);
 
 /// Ranges that get a second look.
-#[derive(Debug, Default)]
-pub(crate) struct Revisits(Mutex<VecDeque<(Time, Weak<Range>)>>);
+#[derive(Debug)]
+pub(crate) struct Revisits<M: AddressSpace>(Mutex<VecDeque<(Time, Weak<Range<M>>)>>);
 
-impl Revisits {
+impl<M: AddressSpace> Revisits<M> {
+    /// None yet.
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(VecDeque::new()))
+    }
+
     /// Looks at the range again at `due`.
-    fn add(&self, due: Time, range: &Arc<Range>) {
+    fn add(&self, due: Time, range: &Arc<Range<M>>) {
         self.0.lock().push_back((due, Arc::downgrade(range)));
     }
 
     /// A range that is due. Those that are gone are forgotten.
-    fn take_due(&self, now: Time) -> Option<Arc<Range>> {
+    fn take_due(&self, now: Time) -> Option<Arc<Range<M>>> {
         let mut list = self.0.lock();
         for _ in 0..list.len() {
             let (due, range) = list.pop_front()?;
@@ -50,15 +55,20 @@ impl Revisits {
 
 impl<M: AddressSpace> Vm<M> {
     /// The range is mapped, with pages in RAM that should be on the device: looks again after a while.
-    pub(crate) fn look_again(&self, after: Duration, range: &Arc<Range>) {
-        Counters::count(&self.counters.not_migrated);
+    pub(crate) fn look_again(&self, after: Duration, range: &Arc<Range<M>>) {
+        counters::count(&self.counters.not_migrated);
         self.revisits.add(self.now().after(after), range);
     }
 
-    /// Unmaps the ranges whose second look is due: if the device wants them, it faults.
-    pub(crate) fn revisit(&self) {
+    /// What is to be done now and then, between faults: unmaps the ranges whose second look is due,
+    /// which fault if the device wants them, and forgets those whose memory is gone.
+    pub fn tend(&self) {
+        let Some(_working) = self.enter() else {
+            return;
+        };
         while let Some(range) = self.revisits.take_due(self.now()) {
-            self.svm.range_unmap(&range);
+            self.svm().range_unmap(&range);
         }
+        self.svm().collect_garbage();
     }
 }

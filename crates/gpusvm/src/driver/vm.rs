@@ -1,29 +1,37 @@
-//! One device address space: bind, zap, flush.
+//! One device address space: faults in, bind, zap and flush out.
+//!
+//! # Locking
+//!
+//! Whoever works on the address space holds `working` to read, as long as one pass over a fault takes.
+//! Closing it holds it to write, after it was announced: so nothing is mapped behind its back.
 
-use crate::driver::counters::Counters;
+use crate::driver::counters::{Counters, VmStats};
+use crate::driver::fault::{self, Request};
 use crate::driver::policy::Policy;
+use crate::driver::region::VramRegion;
 use crate::driver::revisit::Revisits;
-use crate::driver::vram::Vram;
-use gpusvm_device::{Device, DeviceError, Mapping, Target, VmId};
-use gpusvm_mm::{AddressSpace, MmError, Time};
-use gpusvm_pagemap::{Pagemap, PagemapAddr};
+use gpusvm_device::{
+    Access, Caps, Device, DeviceError, DeviceFault, FaultError, Mapping, Target, Verdict, VmId,
+};
+use gpusvm_mm::{AddressSpace, Home, MmError, Time};
+use gpusvm_pagemap::{Cause, PagemapAddr};
 use gpusvm_svm::{Config, GpuSvm, PageRun, Permission, Quiesced, SvmOps};
-use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
-use gpusvm_types::{ByteSize, OwnerId, Span};
+use gpusvm_sync::{Arc, RwLock, RwLockReadGuard};
+use gpusvm_types::{ByteSize, Span, VirtAddr};
 
-/// One address space of one device, which mirrors a process.
+/// One address space of one device, which mirrors a process. Dropping it closes it.
 #[derive(Debug)]
-pub(crate) struct Vm<M: AddressSpace> {
-    pub(crate) device: Arc<dyn Device>,
-    pub(crate) id: VmId,
-    pub(crate) svm: GpuSvm<M>,
-    pub(crate) pagemap: Arc<Pagemap<M>>,
-    pub(crate) vram: Arc<Vram>,
-    pub(crate) counters: Arc<Counters>,
+pub struct Vm<M: AddressSpace> {
+    id: VmId,
+    svm: GpuSvm<M>,
+    pub(crate) region: Arc<VramRegion<M>>,
+    pub(crate) counters: Counters,
     pub(crate) policy: Arc<dyn Policy>,
-    pub(crate) revisits: Revisits,
+    pub(crate) revisits: Revisits<M>,
     closed: AtomicBool,
+    /// Whether the device still has it.
+    working: RwLock<bool>,
 }
 
 /// Why a device cannot join a process.
@@ -38,39 +46,131 @@ pub enum VmError {
     Mm(#[from] MmError),
 }
 
+/// Evidence that an address space is not closed meanwhile.
+#[derive(Debug)]
+pub(crate) struct Working<'vm>(
+    #[expect(dead_code, reason = "held, not read")] RwLockReadGuard<'vm, bool>,
+);
+
 impl<M: AddressSpace> Vm<M> {
-    /// An address space of `device` that mirrors `mm`.
-    pub(crate) fn new(
-        mm: &Arc<M>,
-        device: Arc<dyn Device>,
-        owner: OwnerId,
-        policy: Arc<dyn Policy>,
-    ) -> Result<Arc<Self>, VmError> {
-        let pages = device.caps().vram.whole_pages();
-        let pagemap = Pagemap::new(mm, pages, owner)?;
+    /// A new address space of the device of `region`, which mirrors the process of its `Devices`.
+    ///
+    /// # Errors
+    ///
+    /// `Device` when it has no room for another.
+    pub fn new(region: &Arc<VramRegion<M>>, policy: Arc<dyn Policy>) -> Result<Arc<Self>, VmError> {
+        let device = Arc::clone(region.device());
         let id = device.page_tables().create_vm()?;
-        let ops = Arc::new(TableOps {
-            device: Arc::clone(&device),
-            id,
-        });
         let sizes = device.caps().page_sizes.sizes;
         let largest = |size: &ByteSize| *size <= gpusvm_types::BLOCK_SIZE;
-        let chunk_sizes = sizes.iter().copied().filter(largest).collect();
         let config = Config {
-            chunk_sizes,
+            chunk_sizes: sizes.iter().copied().filter(largest).collect(),
             ..Config::default()
         };
-        Ok(Arc::new(Self {
-            svm: GpuSvm::new(Arc::clone(mm), config, ops),
-            device,
+        let mm = Arc::clone(region.devices().mm());
+        let vm = Arc::new(Self {
             id,
-            pagemap,
-            vram: Arc::new(Vram::new(pages)),
-            counters: Arc::new(Counters::new()),
+            svm: GpuSvm::new(mm, config, Arc::new(TableOps { device, id })),
+            region: Arc::clone(region),
+            counters: Counters::new(),
             policy,
-            revisits: Revisits::default(),
+            revisits: Revisits::new(),
             closed: AtomicBool::new(false),
-        }))
+            working: RwLock::new(true),
+        });
+        region.add_vm(&vm);
+        Ok(vm)
+    }
+
+    /// What the device calls it.
+    pub fn id(&self) -> VmId {
+        self.id
+    }
+
+    /// Its ranges.
+    pub fn svm(&self) -> &GpuSvm<M> {
+        &self.svm
+    }
+
+    /// The memory of its device.
+    pub fn region(&self) -> &Arc<VramRegion<M>> {
+        &self.region
+    }
+
+    /// What it did so far.
+    pub fn stats(&self) -> VmStats {
+        self.counters.snapshot(self.svm.range_count())
+    }
+
+    /// Serves a fault of the device, and says what becomes of it. Several threads may, at once.
+    pub fn serve(&self, fault: &DeviceFault) -> Verdict {
+        fault::serve(self, fault)
+    }
+
+    /// Makes the page at `at` accessible to the device, with as much around it as one range holds: as
+    /// a fault of the device would.
+    ///
+    /// # Errors
+    ///
+    /// What the lane would stop with.
+    pub fn make_accessible(&self, at: VirtAddr, access: Access) -> Result<(), FaultError> {
+        let request = Request {
+            at,
+            access,
+            stale: false,
+            cause: Cause::DeviceFault,
+        };
+        fault::make_accessible(self, &request)
+    }
+
+    /// Brings the pages of `span` home, from whichever device they are on. Timeslices and leases hold:
+    /// it waits for them.
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::range_fault`].
+    pub fn migrate_to_ram(&self, span: Span) -> Result<(), MmError> {
+        for piece in span.blocks() {
+            let mut homes = vec![Home::System; piece.page_count().as_usize()];
+            self.svm.mm().range_fault(piece, None, &mut homes)?;
+        }
+        Ok(())
+    }
+
+    /// Ends it: refuses faults, waits for those that are being served, and takes every mapping away.
+    /// Pages stay where they are. Nothing may run in it any more. Closing it again does nothing.
+    pub fn close(&self) {
+        self.refuse_faults();
+        let mut working = self.working.write();
+        if core::mem::take(&mut *working) {
+            self.svm.close();
+            self.device().page_tables().destroy_vm(self.id);
+        }
+    }
+
+    /// Refuses faults from now on; some may still be being served.
+    pub fn refuse_faults(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether faults are refused.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// To work on it. `None` when it is closed, or about to be.
+    pub(crate) fn enter(&self) -> Option<Working<'_>> {
+        let working = self.working.read();
+        let open = *working && !self.is_closed();
+        open.then_some(Working(working))
+    }
+
+    pub(crate) fn device(&self) -> &dyn Device {
+        &**self.region.device()
+    }
+
+    pub(crate) fn caps(&self) -> &Caps {
+        self.device().caps()
     }
 
     /// The clock.
@@ -84,6 +184,7 @@ impl<M: AddressSpace> Vm<M> {
             let target = match run.address {
                 PagemapAddr::System(at) => Target::System(at),
                 PagemapAddr::Vram(at) => Target::Vram(at),
+                PagemapAddr::Peer(at) => Target::Peer(at),
             };
             let writable = run.permission == Permission::Write;
             let mapping = Mapping {
@@ -91,27 +192,15 @@ impl<M: AddressSpace> Vm<M> {
                 target,
                 writable,
             };
-            self.device.page_tables().bind(self.id, &mapping)?;
+            self.device().page_tables().bind(self.id, &mapping)?;
         }
         Ok(())
     }
+}
 
-    /// Whether faults are refused.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    /// Refuses faults from now on.
-    pub(crate) fn refuse_faults(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.pagemap.unbind();
-    }
-
-    /// Ends it: nothing is mapped any more. What lives in the device's memory must be home.
-    pub(crate) fn close(&self) {
-        self.refuse_faults();
-        self.svm.close();
-        self.device.page_tables().destroy_vm(self.id);
+impl<M: AddressSpace> Drop for Vm<M> {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

@@ -1,6 +1,6 @@
 //! The threads that take faults from a device's queue.
 
-use crate::driver::{Vm, fault};
+use crate::driver::VramRegion;
 use core::time::Duration;
 use gpusvm_device::{Access, DeviceFault, FaultError, FaultId, Verdict, VmId};
 use gpusvm_guarded::EngineThread;
@@ -15,45 +15,50 @@ pub(crate) const WORKERS: usize = 3;
 /// How often a worker with nothing to do looks for garbage, and for ranges to look at again.
 const IDLE: Duration = Duration::from_millis(50);
 
-/// Starts the workers of a device address space. They end when its fault queue is closed.
+/// Starts the workers of a device, for all its address spaces of the region. They end when its fault
+/// queue is closed; a device without one gets none.
 ///
 /// # Errors
 ///
-/// Those of starting a thread.
-pub(crate) fn start<M: AddressSpace>(vm: &Arc<Vm<M>>) -> std::io::Result<Vec<JoinHandle<()>>> {
-    if vm.device.fault_queue().is_none() {
+/// Those of starting a thread; those that were started end with the queue.
+pub fn start<M: AddressSpace>(region: &Arc<VramRegion<M>>) -> std::io::Result<Vec<JoinHandle<()>>> {
+    if region.device().fault_queue().is_none() {
         return Ok(Vec::new());
     }
     let spawn = |i| {
-        let vm = Arc::clone(vm);
+        let region = Arc::clone(region);
         let thread = std::thread::Builder::new().name(format!("gpusvm-worker-{i}"));
-        thread.spawn(move || run(&vm))
+        thread.spawn(move || run(&region))
     };
     (0..WORKERS).map(spawn).collect()
 }
 
-fn run<M: AddressSpace>(vm: &Vm<M>) {
+fn run<M: AddressSpace>(region: &VramRegion<M>) {
     // Its own touches of application memory, to break sharing, must not wait for itself.
     let _engine = EngineThread::enter();
-    let Some(queue) = vm.device.fault_queue() else {
+    let Some(queue) = region.device().fault_queue() else {
         return;
     };
     let mut fault = [NO_FAULT];
     while !queue.is_closed() {
         let taken = queue.take(&mut fault, IDLE);
-        vm.revisit();
-        if taken == 0 {
-            vm.svm.collect_garbage();
-            continue;
+        region.vms().iter().for_each(|vm| vm.tend());
+        if taken > 0 {
+            queue.resolve(&fault[0], serve(region, &fault[0]));
         }
-        let at = fault[0].at;
-        let served = catch_unwind(AssertUnwindSafe(|| fault::serve(vm, &fault[0])));
-        let panicked = Verdict::Fail(FaultError::Gave {
-            at,
-            reason: "its handler panicked",
-        });
-        queue.resolve(&fault[0], served.unwrap_or(panicked));
     }
+}
+
+fn serve<M: AddressSpace>(region: &VramRegion<M>, fault: &DeviceFault) -> Verdict {
+    let at = fault.at;
+    let Some(vm) = region.vm(fault.vm) else {
+        return Verdict::Fail(FaultError::Closed { at });
+    };
+    let served = catch_unwind(AssertUnwindSafe(|| vm.serve(fault)));
+    served.unwrap_or(Verdict::Fail(FaultError::Gave {
+        at,
+        reason: "its handler panicked",
+    }))
 }
 
 const NO_FAULT: DeviceFault = DeviceFault {

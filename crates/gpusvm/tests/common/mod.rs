@@ -5,7 +5,11 @@
     reason = "each test file uses its own part"
 )]
 
-use gpusvm::{ByteSize, FaultMode, SoftGpu, Svm};
+use gpusvm::driver::{Devices, Vm, VramRegion};
+use gpusvm::{Builder, ByteSize, Fabric, FaultInfo, FaultMode, Plan, Policy, SoftGpu, Svm};
+use gpusvm::{Grid, Resident, SvmPtr};
+use gpusvm_device::Device;
+use gpusvm_mm_linux::{Options, Process};
 use gpusvm_testkit::Watchdog;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +28,47 @@ pub(crate) fn engine_with(vram: ByteSize, faults: FaultMode) -> Svm {
         .fault_mode(faults)
         .build()
         .unwrap();
-    let svm = Svm::builder().device(gpu).build().unwrap();
+    built(Svm::builder().device(gpu))
+}
+
+/// An engine with two devices, which share a fabric or do not.
+pub(crate) fn two_devices(vram: ByteSize, fabric: bool, policy: impl Policy + 'static) -> Svm {
+    two_devices_with(vram, fabric, policy, |builder| builder)
+}
+
+/// As `two_devices`, and more.
+pub(crate) fn two_devices_with(
+    vram: ByteSize,
+    fabric: bool,
+    policy: impl Policy + 'static,
+    more: impl FnOnce(Builder) -> Builder,
+) -> Svm {
+    let gpu = || {
+        let gpu = SoftGpu::builder().vram(vram).units(2);
+        let gpu = if fabric { gpu.fabric(Fabric(1)) } else { gpu };
+        gpu.build().unwrap()
+    };
+    let builder = Svm::builder().device(gpu()).device(gpu());
+    built(more(builder.policy(Arc::new(policy))))
+}
+
+/// Migrates on every fault, and lets pages stay so long.
+#[derive(Debug)]
+pub(crate) struct Stay(pub(crate) Duration);
+
+impl Policy for Stay {
+    fn on_device_fault(&self, _: &FaultInfo) -> Plan {
+        Plan {
+            migrate: true,
+            timeslice: self.0,
+            ask_again: None,
+        }
+    }
+}
+
+/// The engine, and a note about the rung it is on.
+pub(crate) fn built(builder: Builder) -> Svm {
+    let svm = builder.build().unwrap();
     let required = std::env::var_os("GPUSVM_REQUIRE_UFFD").is_some_and(|value| value == "1");
     assert!(
         !required || svm.rung().number() < 4,
@@ -35,6 +79,21 @@ pub(crate) fn engine_with(vram: ByteSize, faults: FaultMode) -> Svm {
         eprintln!("note: {notice}");
     }
     svm
+}
+
+/// Adds one to `n` numbers on a device, and waits until it is done.
+pub(crate) fn add_one(svm: &Svm, device: usize, (p, n): (SvmPtr<u64>, usize)) {
+    const LANES: usize = 8;
+    // SAFETY: whoever else uses the numbers meanwhile does so by atomics; they outlive the launch.
+    let launch = unsafe {
+        svm.launch_resident(device, Grid::new(LANES), Resident::new(), move |lane| {
+            for i in (lane.id()..n).step_by(LANES) {
+                lane.atomic_add(p.add(i), 1u64)?;
+            }
+            Ok(())
+        })
+    };
+    launch.unwrap().wait().unwrap();
 }
 
 /// Whether memory of the program's own can be adopted here; prints why not.
@@ -121,5 +180,42 @@ impl Drop for Stop {
         if std::thread::panicking() {
             self.set();
         }
+    }
+}
+
+/// This process, and devices, by the driver's own interface. Everything ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) process: Arc<Process>,
+    pub(crate) devices: Arc<Devices<Process>>,
+    pub(crate) regions: Vec<Arc<VramRegion<Process>>>,
+    pub(crate) vms: Vec<Arc<Vm<Process>>>,
+}
+
+pub(crate) fn world(gpus: &[Arc<dyn Device>]) -> World {
+    let process = Process::start(Options::default()).unwrap();
+    let devices = Devices::new(&process);
+    let regions = gpus
+        .iter()
+        .map(|gpu| VramRegion::new(&devices, Arc::clone(gpu)).unwrap());
+    let regions: Vec<_> = regions.collect();
+    let policy: Arc<dyn Policy> = Arc::new(Stay(Duration::ZERO));
+    let vms = regions
+        .iter()
+        .map(|region| Vm::new(region, Arc::clone(&policy)).unwrap());
+    let vms = vms.collect();
+    World {
+        process,
+        devices,
+        regions,
+        vms,
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.process.stop_migrations();
+        self.vms.iter().for_each(|vm| vm.close());
+        self.process.stop();
     }
 }

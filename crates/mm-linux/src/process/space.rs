@@ -1,7 +1,7 @@
 //! The contract of an address space, kept by this process.
 
 use super::{Process, piece_of};
-use crate::block::BlockGuard;
+use crate::block::{BlockGuard, NotHere};
 use crate::sys::procmem::ProcMem;
 use core::time::Duration;
 use gpusvm_mm::{
@@ -14,7 +14,10 @@ use gpusvm_types::{OwnerId, PageCount, PageIndex, Span, VirtAddr};
 use rustix::io::Errno;
 
 /// How long `range_fault` waits for pages to stop moving: the kernel's `HMM_RANGE_DEFAULT_TIMEOUT`.
+/// Begins again whenever a page was brought home: that is progress.
 const RANGE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often that may happen for each page: more, and somebody takes them away again each time.
+const MAX_HOMECOMINGS: u64 = 8;
 
 impl AddressSpace for Process {
     type Block<'a> = BlockGuard<'a>;
@@ -148,15 +151,31 @@ impl AddressSpace for Process {
         owner: Option<OwnerId>,
         homes: &mut [Home],
     ) -> Result<(), MmError> {
-        let deadline = self.now().after(RANGE_TIMEOUT);
-        while !self.snapshot(span, owner, homes)? {
-            if self.now() > deadline {
-                return Err(MmError::Unstable { span });
+        let mut deadline = self.now().after(RANGE_TIMEOUT);
+        let mut homecomings = span.page_count().get() * MAX_HOMECOMINGS;
+        loop {
+            match self.snapshot(span, owner, homes)? {
+                Snapshot::Stable => return Ok(()),
+                Snapshot::BroughtHome if homecomings > 0 => {
+                    homecomings -= 1;
+                    deadline = self.now().after(RANGE_TIMEOUT);
+                }
+                Snapshot::Moving if self.now() <= deadline => std::thread::yield_now(),
+                _ => return Err(MmError::Unstable { span }),
             }
-            std::thread::yield_now();
         }
-        Ok(())
     }
+}
+
+/// What a look at the homes of a span found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Snapshot {
+    /// Every page has a home where it may be.
+    Stable,
+    /// A page is on the move.
+    Moving,
+    /// A page was where it may not be, and is home now, or soon.
+    BroughtHome,
 }
 
 impl Process {
@@ -170,13 +189,13 @@ impl Process {
         Ok(())
     }
 
-    /// Looks at the homes once. `false` when a page is on the move, or was brought home.
+    /// Looks at the homes once.
     fn snapshot(
         &self,
         span: Span,
         owner: Option<OwnerId>,
         homes: &mut [Home],
-    ) -> Result<bool, MmError> {
+    ) -> Result<Snapshot, MmError> {
         if self.is_gone() {
             return Err(MmError::Gone);
         }
@@ -193,33 +212,37 @@ impl Process {
                     Home::System | Home::Unmapped => {}
                     Home::Moving => {
                         // Whoever moves it holds the block; a dropped page needs somebody to.
-                        let block = BlockGuard::lock(self, page.start());
-                        if let Ok(block) = block {
+                        let block = BlockGuard::lock_within(self, page.start(), RANGE_TIMEOUT);
+                        if let Ok(Some(block)) = block {
                             block.release_dropped(piece);
                         }
-                        return Ok(false);
+                        return Ok(Snapshot::Moving);
                     }
                     Home::Device(device) if Some(self.memories.of(device).owner) == owner => {}
-                    Home::Device(_) => return self.bring_foreign_home(piece, page).map(|()| false),
+                    Home::Device(_) => return self.bring_foreign_home(page),
                 }
             }
         }
-        Ok(true)
+        Ok(Snapshot::Stable)
     }
 
-    fn bring_foreign_home(&self, piece: Span, page: PageIndex) -> Result<(), MmError> {
-        let Ok(mut block) = BlockGuard::lock(self, page.start()) else {
-            return Ok(());
+    /// With what belongs to it. Pages of the asking owner in the same block stay.
+    fn bring_foreign_home(&self, page: PageIndex) -> Result<Snapshot, MmError> {
+        let at = page.start();
+        let mut block = match BlockGuard::lock_within(self, at, RANGE_TIMEOUT) {
+            Ok(Some(block)) => block,
+            // Somebody moves its pages; or it is gone, which the next look finds.
+            Ok(None) | Err(NotHere) => return Ok(Snapshot::Moving),
         };
-        match block.bring_home(piece, Wanted::Asked) {
-            FaultOutcome::Served => Ok(()),
+        match block.bring_home(Span::page_of(at), Wanted::Device) {
+            FaultOutcome::Served => {}
             FaultOutcome::NotBefore(due) => {
                 drop(block);
                 std::thread::sleep(due.since(self.now()));
-                Ok(())
             }
-            FaultOutcome::Failed => Err(MmError::StuckOnDevice { at: page.start() }),
+            FaultOutcome::Failed => return Err(MmError::StuckOnDevice { at }),
         }
+        Ok(Snapshot::BroughtHome)
     }
 }
 

@@ -160,7 +160,7 @@ impl FakeDevice {
                     // SAFETY: a page of our own.
                     unsafe { gpusvm_guarded::clear_streaming(to, len) }.unwrap();
                 }
-                Source::Kept(_) => {}
+                Source::Device(_) | Source::Kept(_) => {}
             }
             i += 1;
         }
@@ -227,7 +227,7 @@ impl DeviceMemoryOps<Process> for FakeDevice {
     ) -> FaultOutcome {
         let until = Duration::from_nanos(self.stays_until.load(Ordering::Acquire));
         let until = Time::since_start(until);
-        if fault.wanted == Wanted::Touched && mm.now() < until {
+        if matches!(fault.wanted, Wanted::Touched | Wanted::Device) && mm.now() < until {
             return FaultOutcome::NotBefore(until);
         }
         if self.panicking.load(Ordering::Acquire) {

@@ -151,7 +151,8 @@ pub(crate) fn check_zero(part: Span) {
     }
 }
 
-fn value(seed: u64, at: u64) -> u64 {
+/// The word that `fill` writes to an address.
+pub(crate) fn value(seed: u64, at: u64) -> u64 {
     (at ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
 }
 

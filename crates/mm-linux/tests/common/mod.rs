@@ -179,7 +179,7 @@ impl World {
 
     pub(crate) fn try_out(&self, piece: Span) -> Result<PageCount, MmError> {
         let mut block = self.process.lock_block(piece)?;
-        let collected = block.collect(piece, OWNER)?;
+        let collected = block.collect(piece, OWNER, &mut |_, _| false)?;
         let first = self.device.take(piece.page_count());
         assert!(self.device.copy_from(first, collected.sources()));
         let moved = collected.sources().iter().filter(|s| s.is_collected());
@@ -236,4 +236,33 @@ pub(crate) fn soon(what: &str, done: impl Fn() -> bool) {
         std::thread::sleep(Duration::from_millis(1));
     }
     panic!("not soon: {what}");
+}
+
+/// Runs `work` in a child, which may make system calls and touch memory, but not allocate.
+pub(crate) fn forked(work: impl FnOnce() -> i32) -> libc::pid_t {
+    // SAFETY: the child does as little as the test allows, and ends.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = work();
+            // SAFETY: ends the child without running what belongs to the parent.
+            unsafe { libc::_exit(code) }
+        }
+        pid => {
+            assert!(pid > 0, "fork");
+            pid
+        }
+    }
+}
+
+/// What a child ended with.
+pub(crate) fn exit_code(pid: libc::pid_t) -> i32 {
+    let mut status = 0;
+    // SAFETY: our own child, and a status of our own.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert!(
+        libc::WIFEXITED(status),
+        "killed by {}",
+        libc::WTERMSIG(status)
+    );
+    libc::WEXITSTATUS(status)
 }

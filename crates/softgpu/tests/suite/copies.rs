@@ -221,9 +221,9 @@ fn nothing_on_the_fault_path_allocates() {
         ];
         let fence = gpu.copy_engine().submit(&copy).unwrap();
         gpu.copy_engine().wait(fence).unwrap();
-        // A block entry, split by the zap of all but the page.
+        // A block entry, split by the zap of all but the page. Not writable: nobody stores through it.
         let block = Span::block_of(fault.at);
-        bind_vram(gpu, vm, block, 0, true);
+        bind_vram(gpu, vm, block, 0, false);
         for rest in block.without(page).into_iter().flatten() {
             gpu.page_tables().zap(vm, rest);
         }
@@ -248,8 +248,7 @@ fn nothing_on_the_fault_path_allocates() {
     // SAFETY: only VRAM is mapped.
     let launch = unsafe { gpu.launch(vm, Grid::new(400), kernel) }.unwrap();
     launch.wait().unwrap();
-    // The other unit may find the block mapped for a moment, and need no fault.
-    assert!(gpu.counters().faults >= 50);
+    assert!(gpu.counters().faults >= 400, "one for each page at least");
     assert_eq!(COUNTED.load(Ordering::Relaxed), 0);
     COUNTS.set(true);
     drop(Arc::new(1));

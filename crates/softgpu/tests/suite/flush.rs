@@ -7,7 +7,7 @@
 //! Without the barrier, without the wait, or without the stamps, this fails within a second.
 
 use crate::common::{BASE, Driver, Pages, bind_ram, bind_vram, pages};
-use gpusvm_device::{CopyOp, Device, Verdict, VmId};
+use gpusvm_device::{CopyOp, Device, Fabric, Mapping, Target, Verdict, VmId};
 use gpusvm_softgpu::{Grid, Lane, LaneError, LaunchError, SoftGpu, SvmPtr};
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr, Span};
 use std::sync::Arc;
@@ -17,11 +17,18 @@ const POISON: u64 = 0xdead_dead_dead_dead;
 const WORDS: usize = 8;
 const ROUNDS: u64 = if cfg!(debug_assertions) { 2_000 } else { 5_000 };
 
-/// A span that lives in one of two places of VRAM, or of RAM.
+/// What a span lives in.
+enum Memory {
+    Vram,
+    Ram(Pages),
+    Peer(Arc<SoftGpu>),
+}
+
+/// A span that lives in one of two places of a memory.
 struct Stage {
     vm: VmId,
     span: Span,
-    ram: Option<Pages>,
+    memory: Memory,
     // As a driver's notifier lock: who holds it binds, or moves the span.
     taken: AtomicBool,
     place: AtomicU64,
@@ -46,9 +53,17 @@ impl Stage {
     /// Serves a fault: maps the span where it is.
     fn bind(&self, gpu: &SoftGpu) {
         let place = self.place.load(Ordering::Relaxed);
-        match &self.ram {
-            Some(_) => bind_ram(gpu, self.vm, self.span, self.ram_at(place), true),
-            None => bind_vram(gpu, self.vm, self.span, place, true),
+        match &self.memory {
+            Memory::Ram(ram) => bind_ram(gpu, self.vm, self.span, at(ram, place), true),
+            Memory::Vram => bind_vram(gpu, self.vm, self.span, place, true),
+            Memory::Peer(peer) => {
+                let mapping = Mapping {
+                    span: self.span,
+                    target: Target::Peer(peer.aperture().unwrap() + ByteSize::new(place)),
+                    writable: true,
+                };
+                gpu.page_tables().bind(self.vm, &mapping).unwrap();
+            }
         }
     }
 
@@ -84,14 +99,15 @@ impl Stage {
 
     fn write(&self, gpu: &SoftGpu, place: u64, value: u64) {
         let words = [value; WORDS];
-        if self.ram.is_some() {
+        if let Memory::Ram(ram) = &self.memory {
             let from = words.as_ptr().cast();
             // SAFETY: in the pages; units are not there, or the test is about to fail.
-            unsafe { gpusvm_guarded::copy(self.ram_at(place), from, 64) }.unwrap();
+            unsafe { gpusvm_guarded::copy(at(ram, place), from, 64) }.unwrap();
         } else {
             let from = DmaAddr::new(words.as_ptr().expose_provenance() as u64);
             let (to, len) = (DevAddr::new(place), ByteSize::new(64));
-            gpu.copy_engine()
+            self.home(gpu)
+                .copy_engine()
                 .submit(&[CopyOp::ToDevice { from, to, len }])
                 .unwrap();
         }
@@ -100,21 +116,26 @@ impl Stage {
     fn read(&self, gpu: &SoftGpu, place: u64) -> [u64; WORDS] {
         let mut words = [0; WORDS];
         let to = words.as_mut_ptr();
-        if self.ram.is_some() {
+        if let Memory::Ram(ram) = &self.memory {
             // SAFETY: as in `write`.
-            unsafe { gpusvm_guarded::copy(to.cast(), self.ram_at(place), 64) }.unwrap();
+            unsafe { gpusvm_guarded::copy(to.cast(), at(ram, place), 64) }.unwrap();
         } else {
             let to = DmaAddr::new(to.expose_provenance() as u64);
             let (from, len) = (DevAddr::new(place), ByteSize::new(64));
-            gpu.copy_engine()
+            self.home(gpu)
+                .copy_engine()
                 .submit(&[CopyOp::ToRam { from, to, len }])
                 .unwrap();
         }
         words
     }
 
-    fn ram_at(&self, place: u64) -> *mut u8 {
-        self.ram.as_ref().unwrap().base.wrapping_add(place as usize)
+    /// Whose VRAM it is.
+    fn home<'a>(&'a self, gpu: &'a SoftGpu) -> &'a SoftGpu {
+        match &self.memory {
+            Memory::Peer(peer) => peer,
+            Memory::Vram | Memory::Ram(_) => gpu,
+        }
     }
 
     /// What a unit does until it is cancelled.
@@ -140,19 +161,28 @@ impl Stage {
     }
 }
 
-/// Takes the span to and fro, `ROUNDS` times.
-fn stress(span: Span, ram: Option<Pages>) {
-    let gpu = SoftGpu::builder()
+fn at(ram: &Pages, place: u64) -> *mut u8 {
+    ram.base.wrapping_add(place as usize)
+}
+
+fn gpu_of_fabric() -> Arc<SoftGpu> {
+    SoftGpu::builder()
         .vram(ByteSize::mib(16))
         .units(2)
+        .fabric(Fabric(10))
         .build()
-        .unwrap();
+        .unwrap()
+}
+
+/// Takes the span to and fro, `ROUNDS` times.
+fn stress(span: Span, memory: Memory) {
+    let gpu = gpu_of_fabric();
     let vm = gpu.page_tables().create_vm().unwrap();
     let (taken, place, accesses) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let stage = Arc::new(Stage {
         vm,
         span,
-        ram,
+        memory,
         taken,
         place,
         accesses,
@@ -190,17 +220,27 @@ fn stress(span: Span, ram: Option<Pages>) {
 
 #[test]
 fn no_stale_access_through_page_entries_to_vram() {
-    stress(pages(0, 1), None);
+    stress(pages(0, 1), Memory::Vram);
 }
 
 #[test]
 fn no_stale_access_through_block_entries_to_vram() {
-    stress(Span::block_of(BASE), None);
+    stress(Span::block_of(BASE), Memory::Vram);
 }
 
 #[test]
 fn no_stale_access_to_ram() {
-    stress(pages(3, 2), Some(Pages::new(4)));
+    stress(pages(3, 2), Memory::Ram(Pages::new(4)));
+}
+
+#[test]
+fn no_stale_access_through_page_entries_to_a_peer() {
+    stress(pages(0, 1), Memory::Peer(gpu_of_fabric()));
+}
+
+#[test]
+fn no_stale_access_through_block_entries_to_a_peer() {
+    stress(Span::block_of(BASE), Memory::Peer(gpu_of_fabric()));
 }
 
 /// Units hammer one page that stays mapped: a flush ends all the same.

@@ -8,3 +8,4 @@ mod page_tables; // bind, zap, split, accessed bits
 mod flush; // nothing stale, under stress
 mod launches; // order, errors, cancellation, teardown
 mod copies; // the copy engine, and who allocates
+mod peers; // the memory of other devices

@@ -5,7 +5,9 @@ use gpusvm_tidy::source::{self, MANY_LINES, MOST_LINES};
 use gpusvm_tidy::tree::{File, Tree};
 
 /// No unsafe code at all.
-const FORBIDS: &[&str] = &["types", "sync", "mm", "device", "pagemap", "svm", "tidy"];
+const FORBIDS: &[&str] = &[
+    "types", "sync", "mm", "device", "pagemap", "svm", "mm-sim", "tidy",
+];
 /// Unsafe code only where it is expected, with a reason: launching a kernel is a promise that only
 /// the caller can keep.
 const DENIES: &[&str] = &["gpusvm", "cli"];

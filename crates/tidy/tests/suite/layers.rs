@@ -28,6 +28,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["gpusvm-types", "gpusvm-sync", "gpusvm-mm", "gpusvm-guarded"],
     ),
     (
+        "gpusvm-mm-sim",
+        &["gpusvm-types", "gpusvm-sync", "gpusvm-mm"],
+    ),
+    (
         "gpusvm-softgpu",
         &[
             "gpusvm-types",
@@ -64,6 +68,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "gpusvm-svm",
             "gpusvm-guarded",
             "gpusvm-mm-linux",
+            "gpusvm-mm-sim",
             "gpusvm-softgpu",
             "gpusvm",
         ],

@@ -1,0 +1,78 @@
+//! All devices of one address space.
+//!
+//! ```text
+//!   Devices                  one for each address space
+//!     |-- VramRegion, ...    a device's memory in it
+//!     |     `-- Vm, ...      a device address space that mirrors it
+//!     |-- Pagemaps           to find the memory of a page
+//!     `-- OwnerList          who maps whose pages in place: devices of one fabric
+//! ```
+
+use gpusvm_device::{Device, Fabric};
+use gpusvm_mm::AddressSpace;
+use gpusvm_pagemap::{Owner, OwnerList, Pagemaps, Peer};
+use gpusvm_sync::{Arc, Mutex};
+
+/// All devices of one address space, and who of them reaches whom.
+#[derive(Debug)]
+pub struct Devices<M: AddressSpace> {
+    mm: Arc<M>,
+    pagemaps: Arc<Pagemaps<M>>,
+    owners: Arc<OwnerList>,
+    fabrics: Arc<Fabrics>,
+}
+
+impl<M: AddressSpace> Devices<M> {
+    /// Of `mm`; none yet.
+    pub fn new(mm: &Arc<M>) -> Arc<Self> {
+        Arc::new(Self {
+            mm: Arc::clone(mm),
+            pagemaps: Pagemaps::new(mm),
+            owners: OwnerList::new(),
+            fabrics: Arc::default(),
+        })
+    }
+
+    /// The address space.
+    pub fn mm(&self) -> &Arc<M> {
+        &self.mm
+    }
+
+    /// Their memories.
+    pub fn pagemaps(&self) -> &Arc<Pagemaps<M>> {
+        &self.pagemaps
+    }
+
+    /// Who is on which fabric.
+    pub(crate) fn fabrics(&self) -> &Arc<Fabrics> {
+        &self.fabrics
+    }
+
+    /// A number and an owner for one more device. It shares its owner with those that it reaches, and
+    /// that reach each other.
+    pub(crate) fn join(&self, device: &dyn Device) -> Owner {
+        let peer = self.fabrics.add(device.caps().fabric);
+        self.owners
+            .acquire(peer, |one, other| self.fabrics.reach(one, other))
+    }
+}
+
+/// Which fabric each device is on. A device's number is its place in the list.
+#[derive(Debug, Default)]
+pub(crate) struct Fabrics(Mutex<Vec<Option<Fabric>>>);
+
+impl Fabrics {
+    fn add(&self, fabric: Option<Fabric>) -> Peer {
+        let mut list = self.0.lock();
+        list.push(fabric);
+        let number = u32::try_from(list.len() - 1);
+        Peer(number.expect("fewer devices than numbers"))
+    }
+
+    /// Whether two devices reach each other's memory.
+    pub(crate) fn reach(&self, one: Peer, other: Peer) -> bool {
+        let list = self.0.lock();
+        let fabric = |peer: Peer| list.get(usize::try_from(peer.0).ok()?).copied().flatten();
+        fabric(one).is_some() && fabric(one) == fabric(other)
+    }
+}

@@ -1,0 +1,104 @@
+//! The program moves memory that is elsewhere, and does something else to it before the engine has
+//! done anything about the move.
+
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
+mod common;
+
+use common::memory::{self, Memory, Pages, check_moved, check_zero};
+use common::{OWNER, World, exit_code, forked};
+use gpusvm_mm::{AddressSpace, Block};
+use gpusvm_types::{BLOCK_SIZE, ByteSize, PageIndex, Span};
+
+on_userfaultfd_rungs!(
+    moved_twice_while_collected,
+    dropped_after_it_moved_while_collected,
+    dropped_after_it_moved_from_the_device,
+    forked_right_after_it_moved,
+);
+
+/// A mapping of the program's own, filled and armed.
+fn own(world: &World, len: ByteSize) -> Memory {
+    world.memory(len, Pages::Base)
+}
+
+/// Pages are on their way out when the program moves them twice: what comes back goes to the end.
+fn moved_twice_while_collected(world: &World) {
+    let memory = own(world, BLOCK_SIZE);
+    memory.fill(6);
+    let (first, second) = (memory::map(BLOCK_SIZE), memory::map(BLOCK_SIZE));
+    let mut block = world.process.lock_block(memory.span()).unwrap();
+    let collected = block.collect(memory.span(), OWNER, &mut |_, _| false);
+    memory::remap(memory.span(), first.start(), false);
+    memory::remap(first, second.start(), false);
+    drop(collected);
+    drop(block);
+    world.process.settle_events();
+    check_moved(second, memory.span(), 6);
+    end_moved(world, second);
+}
+
+/// The program moves pages that are on their way out, and then gives them up: nothing comes back.
+fn dropped_after_it_moved_while_collected(world: &World) {
+    let memory = own(world, BLOCK_SIZE);
+    memory.fill(6);
+    let there = memory::map(BLOCK_SIZE);
+    let mut block = world.process.lock_block(memory.span()).unwrap();
+    let collected = block.collect(memory.span(), OWNER, &mut |_, _| false);
+    memory::remap(memory.span(), there.start(), false);
+    memory::advise(there, libc::MADV_DONTNEED).unwrap();
+    drop(collected);
+    drop(block);
+    world.process.settle_events();
+    check_zero(there);
+    end_moved(world, there);
+}
+
+/// As before, but the pages are on the device, and nothing of the move has been done yet.
+fn dropped_after_it_moved_from_the_device(world: &World) {
+    let memory = own(world, BLOCK_SIZE);
+    memory.fill(6);
+    world.out(memory.span());
+    let there = memory::map(BLOCK_SIZE);
+    let block = world.process.lock_block(memory.span()).unwrap();
+    memory::remap(memory.span(), there.start(), false);
+    memory::advise(there, libc::MADV_DONTNEED).unwrap();
+    drop(block);
+    check_zero(there);
+    world.process.settle_events();
+    assert_eq!(world.device.held(), 0);
+    end_moved(world, there);
+}
+
+/// The program forks right after it moved pages that are on the device.
+fn forked_right_after_it_moved(world: &World) {
+    for _ in 0..8 {
+        let memory = own(world, ByteSize::mib(16));
+        memory.fill(6);
+        world.out(memory.span());
+        let there = memory::map(ByteSize::mib(16));
+        memory::remap(memory.span(), there.start(), false);
+        let child = forked(|| {
+            let is_right = |page: PageIndex| {
+                let offset = page.start().offset_from(there.start());
+                memory::load(page.start()) == memory::value(6, memory.at(offset).get())
+            };
+            i32::from(!there.pages().all(is_right))
+        });
+        assert_eq!(exit_code(child), 0, "the child has the data");
+        check_moved(there, memory.span(), 6);
+        end_moved(world, there);
+    }
+}
+
+/// Ends the sharing of memory that was moved.
+fn end_moved(world: &World, there: Span) {
+    world.process.settle_events();
+    world.process.unadopt(there).unwrap();
+    memory::unmap(there);
+    world.process.settle_events();
+}

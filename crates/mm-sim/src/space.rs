@@ -1,0 +1,245 @@
+//! The contract of an address space, kept by the simulated process.
+
+use crate::Sim;
+use crate::block::{BlockGuard, NotHere};
+use crate::injector::Step;
+use crate::outbound::EAGAIN;
+use gpusvm_mm::{
+    AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
+    Mirror, MmError, Notifiers, Time, Vma, Wanted,
+};
+use gpusvm_sync::Arc;
+use gpusvm_sync::atomic::Ordering;
+use gpusvm_types::{OwnerId, PageCount, PageIndex, Span, VirtAddr};
+use std::time::Duration;
+
+/// How long `range_fault` waits for pages to stop moving: the kernel's `HMM_RANGE_DEFAULT_TIMEOUT`.
+/// Begins again whenever a page was brought home: that is progress.
+const RANGE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often that may happen for each page: more, and somebody takes them away again each time.
+const MAX_HOMECOMINGS: u64 = 8;
+
+impl AddressSpace for Sim {
+    type Block<'a> = BlockGuard<'a>;
+
+    fn now(&self) -> Time {
+        self.time()
+    }
+
+    fn find_vma(&self, at: VirtAddr) -> Result<Option<Vma>, MmError> {
+        self.yield_now();
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        Ok(self.kernel.lock().find_vma(at))
+    }
+
+    fn is_readable(&self, at: VirtAddr) -> bool {
+        let vma = self.kernel.lock().find_vma(at);
+        vma.is_some_and(|vma| vma.span.contains(at) && vma.readable)
+    }
+
+    fn mirrored(&self, at: VirtAddr) -> Mirror {
+        self.mirror_of(at)
+    }
+
+    fn notifiers(&self) -> &Notifiers {
+        &self.notifiers
+    }
+
+    fn add_device_memory(
+        &self,
+        pages: PageCount,
+        owner: OwnerId,
+        ops: Arc<dyn DeviceMemoryOps<Self>>,
+    ) -> Result<DeviceMemoryId, MmError> {
+        self.memories.add(pages, owner, ops)
+    }
+
+    fn arm(&self, span: Span) -> Result<ArmToken, MmError> {
+        self.step(format_args!("arm {span}"));
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        let token = {
+            let kernel = self.kernel.lock();
+            let part = kernel.parts.find(span.start());
+            let part = part.filter(|part| part.span.covers(span));
+            part.ok_or(MmError::NotMirrored { span })?.region.token()
+        };
+        for piece in span.blocks() {
+            if let Err(error) = self.arm_block(span, piece, token) {
+                if let Ok(done) = Span::new(span.start(), piece.start()) {
+                    self.disarm(done, token);
+                }
+                return Err(error);
+            }
+        }
+        Ok(token)
+    }
+
+    fn disarm(&self, span: Span, token: ArmToken) {
+        self.step(format_args!("disarm {span}"));
+        for piece in span.blocks() {
+            // Unmapped and forgotten meanwhile, perhaps replaced: nothing is registered for us.
+            let Ok(block) = BlockGuard::lock(self, piece.start()) else {
+                continue;
+            };
+            if block.region.token() != token {
+                continue;
+            }
+            let armed = &block.state().armed;
+            let left = armed.load(Ordering::Relaxed).saturating_sub(1);
+            armed.store(left, Ordering::Relaxed);
+            // With a page on a device it stays registered: until the next range lets go, or the
+            // mapping ends.
+            block.unregister_if_unused();
+        }
+    }
+
+    fn lock_block(&self, span: Span) -> Result<Self::Block<'_>, MmError> {
+        self.step(format_args!("lock {span}"));
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        if !Span::block_of(span.start()).covers(span) {
+            return Err(MmError::CrossesBlock { span });
+        }
+        let block = BlockGuard::lock_with_pass(self, span.start());
+        let block = block.map_err(|NotHere| MmError::NotMirrored { span })?;
+        if block.span().covers(span) {
+            Ok(block)
+        } else {
+            Err(MmError::NotMirrored { span })
+        }
+    }
+
+    fn lock_device_page(&self, page: DevicePage) -> Option<(Self::Block<'_>, PageIndex)> {
+        loop {
+            self.step(format_args!("lock {page:?}"));
+            let at = self.memories.address_of(page)?;
+            let Ok(block) = BlockGuard::lock_with_pass(self, at.start()) else {
+                // Not mirrored there any more; if a remap names it anew, that is known soon.
+                if self.memories.address_of(page) == Some(at) {
+                    return None;
+                }
+                continue;
+            };
+            // It may have moved to another address, or home, before the lock was held.
+            if self.memories.address_of(page) == Some(at) {
+                return Some((block, at));
+            }
+        }
+    }
+
+    fn range_fault(
+        &self,
+        span: Span,
+        owner: Option<OwnerId>,
+        homes: &mut [Home],
+    ) -> Result<(), MmError> {
+        let mut deadline = self.time().after(RANGE_TIMEOUT);
+        let mut homecomings = span.page_count().get() * MAX_HOMECOMINGS;
+        loop {
+            self.step(format_args!("range fault {span}"));
+            match self.snapshot(span, owner, homes)? {
+                Snapshot::Stable => return Ok(()),
+                Snapshot::BroughtHome if homecomings > 0 => {
+                    homecomings -= 1;
+                    deadline = self.time().after(RANGE_TIMEOUT);
+                }
+                Snapshot::Moving if self.time() <= deadline => {}
+                _ => return Err(MmError::Unstable { span }),
+            }
+        }
+    }
+}
+
+/// What a look at the homes of a span found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Snapshot {
+    /// Every page has a home where it may be.
+    Stable,
+    /// A page is on the move.
+    Moving,
+    /// A page was where it may not be, and is home now, or soon.
+    BroughtHome,
+}
+
+impl Sim {
+    fn arm_block(&self, span: Span, piece: Span, token: ArmToken) -> Result<(), MmError> {
+        let block = BlockGuard::lock(self, piece.start());
+        let block = block.map_err(|NotHere| MmError::NotMirrored { span: piece })?;
+        if block.region.token() != token {
+            return Err(MmError::NotMirrored { span });
+        }
+        if self.injector.step(Step::Arm) {
+            return Err(MmError::System {
+                call: "watching a block",
+                span: piece,
+                errno: EAGAIN,
+            });
+        }
+        let state = block.state();
+        state.registered.store(true, Ordering::Release);
+        state.armed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Looks at the homes once.
+    fn snapshot(
+        &self,
+        span: Span,
+        owner: Option<OwnerId>,
+        homes: &mut [Home],
+    ) -> Result<Snapshot, MmError> {
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        for piece in span.blocks() {
+            let region = {
+                let kernel = self.kernel.lock();
+                let part = kernel.parts.find(piece.start());
+                let part = part.filter(|part| part.span.covers(piece));
+                Arc::clone(&part.ok_or(MmError::NotMirrored { span: piece })?.region)
+            };
+            for page in piece.pages() {
+                let home = region.word(page).get().home();
+                homes[span.index_of(page)] = home;
+                match home {
+                    Home::System | Home::Unmapped => {}
+                    Home::Moving => {
+                        // Whoever moves it holds the block; a dropped page needs somebody to.
+                        let block = BlockGuard::lock_within(self, page.start(), RANGE_TIMEOUT);
+                        if let Ok(Some(block)) = block {
+                            block.release_dropped(piece);
+                        }
+                        return Ok(Snapshot::Moving);
+                    }
+                    Home::Device(device) if Some(self.memories.of(device).owner) == owner => {}
+                    Home::Device(_) => return self.bring_foreign_home(page),
+                }
+            }
+        }
+        Ok(Snapshot::Stable)
+    }
+
+    /// With what belongs to it. Pages of the asking owner in the same block stay.
+    fn bring_foreign_home(&self, page: PageIndex) -> Result<Snapshot, MmError> {
+        let at = page.start();
+        let mut block = match BlockGuard::lock_within(self, at, RANGE_TIMEOUT) {
+            Ok(Some(block)) => block,
+            // Somebody moves its pages; or it is gone, which the next look finds.
+            Ok(None) | Err(NotHere) => return Ok(Snapshot::Moving),
+        };
+        match block.bring_home(Span::page_of(at), Wanted::Device) {
+            FaultOutcome::Served => {}
+            FaultOutcome::NotBefore(due) => {
+                drop(block);
+                self.sleep_until(due);
+            }
+            FaultOutcome::Failed => return Err(MmError::StuckOnDevice { at }),
+        }
+        Ok(Snapshot::BroughtHome)
+    }
+}
