@@ -22,16 +22,60 @@ pub fn words(text: &str) -> impl Iterator<Item = &str> {
 
 /// The names of the functions of a file.
 pub fn functions(file: &File) -> BTreeSet<&str> {
+    functions_of(&file.text)
+}
+
+fn functions_of(text: &str) -> BTreeSet<&str> {
     let name = |line| {
         let mut words = words(line);
         words.find(|word| *word == "fn")?;
         words.next()
     };
-    let code = file
-        .text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"));
-    code.filter_map(name).collect()
+    code(text).filter_map(name).collect()
+}
+
+/// The lines that are no comments.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+}
+
+/// The name that a line declares.
+fn declared(line: &str) -> Option<&str> {
+    const KEYWORDS: [&str; 8] = [
+        "fn", "struct", "enum", "trait", "type", "const", "static", "mod",
+    ];
+    let line = without_visibility(line.trim());
+    let line = line.strip_prefix("unsafe ").unwrap_or(line);
+    let mut rest = words(line);
+    let first = rest.next()?;
+    if KEYWORDS.contains(&first) {
+        return rest.find(|word| !KEYWORDS.contains(word) && *word != "unsafe");
+    }
+    let after = line.strip_prefix(first)?.trim_start();
+    let is_variant = first.starts_with(|c: char| c.is_ascii_uppercase())
+        && (after.is_empty() || after.starts_with([',', '(', '{', '=']));
+    let is_field = after.starts_with(':') && !after.starts_with("::");
+    (is_variant || is_field).then_some(first)
+}
+
+/// The names of the tests of a file, and of the functions that its tests call. In `testkit`, which is
+/// for tests, every function is one.
+pub fn tests(file: &File) -> BTreeSet<&str> {
+    let is_all =
+        !file.is_source() || file.path.contains("/tests") || file.krate() == Some("testkit");
+    let from = if is_all {
+        Some(0)
+    } else {
+        file.text.find("#[cfg(test)]")
+    };
+    from.map_or_else(BTreeSet::new, |from| functions_of(&file.text[from..]))
+}
+
+/// What a file declares: what comes after a keyword, fields and variants. Fields of struct literals
+/// look the same.
+pub fn items(file: &File) -> BTreeSet<&str> {
+    code(&file.text).filter_map(declared).collect()
 }
 
 /// The places where a word is, in code or comments.
@@ -111,16 +155,18 @@ fn above<'a>(lines: &'a [&'a str], at: usize) -> impl Iterator<Item = &'a str> {
         .take_while(belongs)
 }
 
-fn without_qualifiers(mut line: &str) -> &str {
-    if let Some(rest) = line.strip_prefix("pub") {
-        line = rest.trim_start();
-        if line.starts_with('(') {
-            line = line
-                .split_once(')')
-                .map_or(line, |(_, rest)| rest.trim_start());
-        }
-    }
+fn without_qualifiers(line: &str) -> &str {
+    let line = without_visibility(line);
     line.strip_prefix("const ").unwrap_or(line)
+}
+
+fn without_visibility(line: &str) -> &str {
+    let Some(rest) = line.strip_prefix("pub") else {
+        return line;
+    };
+    let rest = rest.trim_start();
+    let after = rest.strip_prefix('(').and_then(|rest| rest.split_once(')'));
+    after.map_or(rest, |(_, rest)| rest.trim_start())
 }
 
 /// Whether the block around a line is `impl .. for ..`.
@@ -201,5 +247,26 @@ mod tests {
         let found = words(text).take(4).collect::<Vec<_>>();
         assert_eq!(found, ["fn", "a", "b", "c"]);
         assert_eq!(functions(&file(text)), BTreeSet::from(["a", "e"]));
+    }
+
+    #[test]
+    fn items_are_what_is_declared() {
+        let text = "//! mod doc\npub mod a;\npub(crate) struct B<T> {\n    pub(crate) c: T,\n}\n\
+                    enum D {\n    E(u8),\n    F,\n}\npub const fn g() {\n    let h = i::j();\n}\n\
+                    const K: u8 = 1;\n";
+        let file = file(text);
+        assert_eq!(
+            items(&file),
+            BTreeSet::from(["a", "B", "c", "D", "E", "F", "g", "K"])
+        );
+    }
+
+    #[test]
+    fn tests_are_functions_of_tests() {
+        let text = "fn a() {}\n#[cfg(test)]\nmod tests {\n    #[test]\n    fn b() {}\n}\n";
+        assert_eq!(tests(&file(text)), BTreeSet::from(["b"]));
+        let path = "crates/x/tests/y.rs".to_owned();
+        let text = "fn c(world: &World) {}\n".to_owned();
+        assert_eq!(tests(&File { path, text }), BTreeSet::from(["c"]));
     }
 }

@@ -98,43 +98,6 @@ fn steps_of_traces_are_functions_of_their_files() {
 }
 
 #[test]
-fn the_kernel_map_is_true() {
-    let tree = Tree::read();
-    let page = tree.file("docs/kernel-map.md").expect("docs/kernel-map.md");
-    let words = words_of_sources(&tree);
-    let functions: BTreeSet<&str> = tree.rust().flat_map(source::functions).collect();
-    let rows = pages::rows(page, "kernel");
-    assert!(!rows.is_empty(), "docs/kernel-map.md has a table");
-    let mut findings = Vec::new();
-    for (at, cells) in rows {
-        let [_, here, _, test] = cells[..] else {
-            findings.push(page.at(at, "a row has four cells: kernel, here, differs, test"));
-            continue;
-        };
-        let mut check = |cell: &str, is_there: &dyn Fn(&str) -> bool| {
-            if cell == "-" {
-                return;
-            }
-            let names: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
-            let missing = |name: &&str| !pages::item(name).is_some_and(is_there);
-            findings.extend(
-                names
-                    .iter()
-                    .copied()
-                    .filter(missing)
-                    .map(|name| page.at(at, name)),
-            );
-            if names.is_empty() {
-                findings.push(page.at(at, &format!("neither a name nor -: {cell}")));
-            }
-        };
-        check(here, &|name| words.contains(name));
-        check(test, &|name| functions.contains(name));
-    }
-    assert_none("docs/kernel-map.md names what is not there", &findings);
-}
-
-#[test]
 fn every_lock_has_its_place_in_the_order() {
     let tree = Tree::read();
     let page = tree.file("docs/locking.md").expect("docs/locking.md");
