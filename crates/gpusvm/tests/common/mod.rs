@@ -6,6 +6,8 @@
 )]
 
 use gpusvm::driver::{Devices, Vm, VramRegion};
+pub(crate) mod pinned;
+
 use gpusvm::{Builder, ByteSize, Fabric, FaultInfo, FaultMode, Plan, Policy, SoftGpu, Svm};
 use gpusvm::{Grid, Resident, SvmPtr};
 use gpusvm_device::Device;
@@ -151,6 +153,18 @@ impl Map {
             whole,
             whole_len,
         }
+    }
+}
+
+impl Map {
+    /// Its bytes, for one thread that uses nothing else of it meanwhile.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "it owns the mapping, not a reference to it"
+    )]
+    pub(crate) fn bytes(&self) -> &mut [u8] {
+        // SAFETY: our own mapping; as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
     }
 }
 
