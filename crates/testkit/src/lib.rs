@@ -5,6 +5,12 @@
 //!   launch     a command without userfaultfd, or as nobody
 //!   alloc      which thread allocates
 //!   watchdog   a test that hangs says where, and ends
+//!
+//!   world        a program with its memory, simulated or this very process
+//!   dmirror, gpu devices to test with
+//!   mirror       a device that mirrors a program, with the words of the kernel's test mirror
+//!   check        what must hold across all layers when nothing moves
+//!   conformance  the cases: see `docs/conformance.md`
 //! ```
 //!
 //! Tests never need more privileges than they find: what is missing is skipped and said, and what
@@ -14,6 +20,12 @@ pub mod require; // skip or fail
 pub mod launch; // privileges taken away
 pub mod alloc; // allocations by thread
 pub mod watchdog; // no test hangs
+pub mod world; // a program with its memory
+pub mod dmirror; // the test device
+pub mod gpu; // devices that run programs
+pub mod mirror; // a device that mirrors a program
+pub mod check; // what must hold
+pub mod conformance; // the cases
 
 pub use alloc::CountingAllocator;
 pub use require::{require_uffd, unavailable};
