@@ -22,6 +22,7 @@ on_userfaultfd_rungs!(
     arming_is_counted_by_block,
     memory_that_is_not_armed_faults_natively,
     a_token_of_a_mapping_that_is_gone_does_nothing,
+    a_block_is_let_go_though_its_first_page_was_unmapped,
     pages_leave_armed_memory_only,
     armed_memory_that_was_never_touched_is_zeroes,
 );
@@ -228,6 +229,19 @@ fn a_token_of_a_mapping_that_is_gone_does_nothing(world: &World) {
     world.process.disarm(span, token);
     assert!(!is_registered(span.start()));
     memory.end(&world.process);
+}
+
+fn a_block_is_let_go_though_its_first_page_was_unmapped(world: &World) {
+    let memory = Memory::new(&world.process, BLOCK_SIZE, Pages::Base);
+    let token = world.process.arm(memory.span()).unwrap();
+    memory::unmap(memory.part(pages(0), pages(1)));
+    world.process.settle_events();
+    let rest = memory.part(pages(1), pages(511));
+    assert!(is_registered(rest.start()));
+    world.process.disarm(memory.span(), token);
+    assert!(!is_registered(rest.start()));
+    world.process.unadopt(rest).unwrap();
+    memory::unmap(rest);
 }
 
 fn pages_leave_armed_memory_only(world: &World) {

@@ -34,18 +34,22 @@ impl Sim {
         if !is_mapped(private.map(|mapping| mapping.span.page_count().get()).sum()) {
             return Err(MmError::NotMirrored { span });
         }
-        // Devices may have mapped it in place: from now on it can move.
+        {
+            let mut kernel = self.kernel.lock();
+            let region = kernel.new_region(span);
+            kernel
+                .parts
+                .insert(region)
+                .map_err(|other| MmError::System {
+                    call: "mirroring",
+                    span: other,
+                    errno: 17,
+                })?;
+        }
+        // Devices may have mapped it in place: from now on it can move. Afterwards, so that a range
+        // that is made meanwhile is either told, or finds it mirrored.
         self.tell(span, Reason::Unmap);
-        let mut kernel = self.kernel.lock();
-        let region = kernel.new_region(span);
-        kernel
-            .parts
-            .insert(region)
-            .map_err(|other| MmError::System {
-                call: "mirroring",
-                span: other,
-                errno: 17,
-            })
+        Ok(())
     }
 
     /// Ends `adopt`: everything comes home and is forgotten.

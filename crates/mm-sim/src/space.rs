@@ -81,13 +81,10 @@ impl AddressSpace for Sim {
     fn disarm(&self, span: Span, token: ArmToken) {
         self.step(format_args!("disarm {span}"));
         for piece in span.blocks() {
-            // Unmapped and forgotten meanwhile, perhaps replaced: nothing is registered for us.
-            let Ok(block) = BlockGuard::lock(self, piece.start()) else {
+            // All of it unmapped and forgotten meanwhile, perhaps replaced: nothing is registered for us.
+            let Some(block) = self.lock_what_is_left(piece, token) else {
                 continue;
             };
-            if block.region.token() != token {
-                continue;
-            }
             let armed = &block.state().armed;
             let left = armed.load(Ordering::Relaxed).saturating_sub(1);
             armed.store(left, Ordering::Relaxed);
@@ -184,6 +181,20 @@ impl Sim {
         state.registered.store(true, Ordering::Release);
         state.armed.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The block of `piece`, as long as any part of it is of the mapping that was armed.
+    fn lock_what_is_left(&self, piece: Span, token: ArmToken) -> Option<BlockGuard<'_>> {
+        let parts = self
+            .kernel
+            .lock()
+            .parts
+            .parts_in(Span::block_of(piece.start()));
+        let ours = parts
+            .into_iter()
+            .filter(|part| part.region.token() == token);
+        let mut blocks = ours.filter_map(|part| BlockGuard::lock(self, part.span.start()).ok());
+        blocks.find(|block| block.region.token() == token)
     }
 
     /// Looks at the homes once.

@@ -182,14 +182,16 @@ impl Process {
     fn mirror(&self, span: Span) -> Result<(), AdoptError> {
         let no_memory = |_: Errno| AdoptError::NoMemory { len: span.len() };
         let region = Region::new(span).map(Arc::new).map_err(no_memory)?;
-        // Devices may have mapped it in place: from now on it can move.
+        self.regions
+            .insert(region)
+            .map_err(|other| AdoptError::Overlaps { other })?;
+        // Devices may have mapped it in place: from now on it can move. Afterwards, so that a range
+        // that is made meanwhile is either told, or finds it mirrored.
         self.notifiers.invalidate(&gpusvm_mm::Invalidation {
             span,
             reason: Reason::Unmap,
         });
-        self.regions
-            .insert(region)
-            .map_err(|other| AdoptError::Overlaps { other })
+        Ok(())
     }
 
     /// Forgets a mirrored span: what devices have of it is dropped, nothing is registered any more.

@@ -1,0 +1,146 @@
+//! Notifiers and their windows, and which chunk a range covers.
+
+use crate::lab::{Lab, RANGE, WRITE, part};
+use gpusvm_mm::{AddressSpace, Reason};
+use gpusvm_mm_sim::{Backing, Options, Prot};
+use gpusvm_types::{ByteSize, PageCount, Span};
+use std::sync::Arc;
+
+/// Windows of two ranges.
+fn narrow() -> Arc<Lab> {
+    Lab::with(Options::default(), &[0], ByteSize::kib(128))
+}
+
+#[test]
+fn a_window_is_subscribed_by_its_first_range() {
+    let lab = narrow();
+    let block = lab.block();
+    assert_eq!(lab.sim.notifiers().count(), 0);
+    let mut seen = Vec::new();
+    for i in 0..4 {
+        let range = lab.range(part(block, i * RANGE, 1).start());
+        let window = range.notifier().window();
+        assert!(window.covers(range.span()));
+        assert_eq!(window, part(block, i / 2 * 2 * RANGE, 2 * RANGE));
+        seen.push(lab.sim.notifiers().count());
+    }
+    assert_eq!(seen, [1, 1, 2, 2]);
+    // A window outlives its ranges: the next fault in it finds it.
+    for range in lab.svm.ranges_in(block) {
+        assert!(lab.svm.range_remove(&range));
+    }
+    assert_eq!(lab.sim.notifiers().count(), 2);
+    lab.range(block.start());
+    assert_eq!(lab.sim.notifiers().count(), 2);
+    lab.assert_ends();
+}
+
+/// What happens in one window makes nothing of another out of date.
+#[test]
+fn windows_are_current_apart() {
+    let lab = narrow();
+    let block = lab.block();
+    let ranges = [0, 1, 2].map(|i| lab.range_on_device(part(block, i * RANGE, RANGE)));
+    let prepared = ranges
+        .each_ref()
+        .map(|range| lab.get_pages(range, &WRITE).unwrap());
+    lab.invalidate(part(block, 0, 1), Reason::Protect);
+    let mut ranges = ranges.iter();
+    let committed = prepared.map(|prepared| lab.commit(ranges.next().unwrap(), prepared));
+    assert_eq!(committed, [false, false, true], "one sequence for a window");
+    lab.assert_ends();
+}
+
+#[test]
+fn a_mirror_hears_of_nothing_outside_its_windows() {
+    let lab = narrow();
+    let block = lab.block();
+    let range = lab.mapped_range(block);
+    let sequence = range.notifier().read_begin();
+    lab.sim.munmap(part(block, 2 * RANGE, RANGE));
+    assert!(range.notifier().is_current(sequence));
+    lab.sim.munmap(part(block, RANGE, RANGE));
+    assert!(!range.notifier().is_current(sequence));
+    assert!(range.pages().is_mapped(), "beside it");
+    lab.assert_ends();
+}
+
+#[test]
+fn has_mapping_looks_at_every_page_of_a_range() {
+    let lab = Lab::new(&[0]);
+    let block = lab.block();
+    let range = lab.mapped_range(part(block, RANGE, RANGE));
+    lab.range(block.start());
+    let has = |first, count| lab.svm.has_mapping(part(block, first, count));
+    assert!(!has(0, RANGE), "a range, but not mapped");
+    assert!(has(0, RANGE + 1) && has(RANGE, 1) && has(2 * RANGE - 1, 1));
+    assert!(!has(2 * RANGE, RANGE) && has(0, 512));
+    lab.svm.range_unmap(&range);
+    assert!(!has(0, 512));
+    lab.assert_ends();
+}
+
+#[test]
+fn a_range_is_as_large_as_fits() {
+    let lab = Lab::new(&[0]);
+    let block = lab.block();
+    // A mapping that ends in the middle of a chunk, one that begins there, and a neighbour.
+    lab.sim.munmap(part(block, 8, 2));
+    let covers = |page: u64| lab.range(part(block, page, 1).start()).span();
+    assert_eq!(covers(3), part(block, 3, 1));
+    assert_eq!(covers(12), part(block, 12, 1));
+    assert_eq!(covers(20), part(block, 16, 16));
+    assert_eq!(covers(31), part(block, 16, 16), "found, not made");
+    // What is mirrored, and what is not, are never in one range.
+    let span = lab
+        .sim
+        .mmap(PageCount::new(512), Prot::ReadWrite, Backing::Private);
+    lab.sim.adopt(part(span, 4, 4)).unwrap();
+    let range = lab.range(span.start());
+    assert_eq!(
+        (range.span(), range.can_migrate()),
+        (part(span, 0, 1), false)
+    );
+    let range = lab.range(part(span, 5, 1).start());
+    assert_eq!(
+        (range.span(), range.can_migrate()),
+        (part(span, 5, 1), true)
+    );
+    lab.assert_ends();
+}
+
+/// A page that has a range of its own keeps the others from a larger one.
+#[test]
+fn a_range_never_covers_another() {
+    let lab = Lab::new(&[0]);
+    let block = lab.block();
+    lab.sim.munmap(part(block, 1, 1));
+    let first = lab.range(block.start());
+    let backing = Backing::Mirrored;
+    lab.sim
+        .mmap_fixed(part(block, 1, 1), Prot::ReadWrite, backing);
+    let others: Vec<Span> = (1..4)
+        .map(|page| lab.range(part(block, page, 1).start()).span())
+        .collect();
+    assert_eq!(first.span(), part(block, 0, 1));
+    assert_eq!(others, [1, 2, 3].map(|page| part(block, page, 1)));
+    lab.assert_ends();
+}
+
+#[test]
+fn memory_that_is_adopted_gets_new_ranges() {
+    let lab = Lab::new(&[0]);
+    let span = lab.some(Prot::ReadWrite, Backing::Private);
+    let before = lab.range(span.start());
+    assert!(lab.map(&before));
+    lab.sim.adopt(span).unwrap();
+    assert!(before.is_unmapped() && !before.pages().is_mapped());
+    assert_eq!(lab.svm.collect_garbage(), 1);
+    let after = lab.mapped_range(span);
+    assert!(after.can_migrate());
+    lab.check_on_gpu(span);
+    lab.sim.unadopt(span).unwrap();
+    assert!(after.is_unmapped());
+    lab.check(span);
+    lab.assert_ends();
+}
