@@ -143,14 +143,23 @@ impl Events {
     /// Marks what the program unmapped, or moved. Who sees the mark finds the reason; who takes the job
     /// finds the mark.
     fn unmapped(&self, process: &Process, job: Job, span: Span) {
+        let mark = |span| {
+            process.regions.for_each_in(span, |region, inside| {
+                for word in region.words_in(inside) {
+                    word.unmap();
+                }
+            });
+        };
         let queue = self.queue.lock();
         let is_needed = matches!(job, Job::Remapped { .. }) || queue.is_remapping();
         let queue = self.push(queue, job, is_needed);
-        process.regions.for_each_in(span, |region, inside| {
-            for word in region.words_in(inside) {
-                word.unmap();
-            }
-        });
+        mark(span);
+        if let Job::Remapped { from, to } = job
+            && let Ok(there) = Span::from_len(to, from.len())
+        {
+            // What was mirrored there is no more, and nobody may have heard of it.
+            mark(there);
+        }
         drop(queue);
         self.changed.notify_all();
     }
@@ -241,6 +250,23 @@ impl Events {
         process.regions.insert(Arc::clone(region))
     }
 
+    /// The pages of `piece` went elsewhere in the remap that is being done. Those that no later event
+    /// unmapped are there, as new.
+    fn empty(&self, block: &BlockGuard<'_>, piece: Span) {
+        let queue = self.queue.lock();
+        let is_gone = |page: Span| {
+            queue.pending().skip(1).any(|job| match job {
+                Job::Unmapped { span } | Job::Remapped { from: span, .. } => span.covers(page),
+                Job::Removed { .. } | Job::Sweep => false,
+            })
+        };
+        for page in piece.pages() {
+            if !is_gone(Span::page_of(page.start())) {
+                block.region.word(page).map_again();
+            }
+        }
+    }
+
     /// The next job; it stays queued until `done`.
     fn next(&self) -> Option<Job> {
         let mut queue = self.queue.lock();
@@ -302,6 +328,10 @@ fn removed(process: &Process, span: Span) {
 
 fn unmapped(process: &Process, span: Span) {
     each_block(process, span, |block, piece| {
+        // Pages of a place that a remap had emptied may have been taken for holes since.
+        for word in block.region.words_in(piece) {
+            word.unmap();
+        }
         block.invalidate(piece, Reason::Unmap);
         block.release_unmapped(piece);
     });
@@ -340,6 +370,8 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
             process.report_lost(part.span, rustix::io::Errno::NOMEM);
             continue;
         };
+        // What was mirrored there before is no more.
+        unmapped(process, there);
         // Nobody gets at the new place before everything is in it.
         there
             .blocks()
@@ -388,9 +420,10 @@ fn hand_over(
                 freed.push(device);
             }
         }
-        // What was not unmapped with it is there, empty, as new; else the next event says so.
-        old.map_again();
+        old.settle_system();
     }
+    // What was not unmapped with it is there, empty, as new; else the next event says so, or has.
+    process.events.empty(block, piece);
 }
 
 fn each_block(process: &Process, span: Span, act: impl Fn(&mut BlockGuard<'_>, Span)) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   a thread touched a page
-//!     |- an engine's own thread: it must not wait; the page was dropped: zeroes        (at once)
+//!     |- an engine's own thread: it must not wait; the page is a hole: zeroes           (at once)
 //!     |- the block is busy: whoever holds it wakes the thread when it is done          (at once)
 //!     |- the page is RAM's: never touched, or dropped: zeroes
 //!     |- the page lives on a device: its owner brings it home, or says when
@@ -48,13 +48,18 @@ pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
     let word = part.region.word(arrival.at.page()).get();
     // Or a copy reads a page in place that the program dropped, or moved away: what is read counts
     // for nothing.
-    let cannot_wait = (word.place == Place::System && gpusvm_guarded::is_engine_thread(tid))
+    let is_engine = gpusvm_guarded::is_engine_thread(tid);
+    let cannot_wait = (word.place == Place::System && is_engine)
         || block.is_breaker(tid)
         || (word.place == Place::Collected && (word.dropped || word.unmapped));
-    if cannot_wait {
+    let fill = || {
         process.mover.zero_fill(Span::page_of(arrival.at));
+    };
+    if cannot_wait {
+        fill();
     }
-    cannot_wait
+    // Or it met a hole that has just been marked, and whoever marked it waits for it.
+    cannot_wait || (word.place == Place::Collected && is_engine && block.clearing.fill(fill))
 }
 
 /// Serves a fault. May wait, for a copy and for devices.

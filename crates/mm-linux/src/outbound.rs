@@ -57,11 +57,16 @@ impl<'b> LinuxOutbound<'b> {
         };
         // What the program gave up before is marked.
         block.process.source.fence();
+        let clearing = &block.state().clearing;
+        clearing.begin();
         let marked = this.mark(peers);
+        if marked != Marked::Nothing {
+            block.invalidate(span, Reason::Migrate(Some(owner)));
+        }
+        clearing.end();
         if marked == Marked::Nothing {
             return Ok(this);
         }
-        block.invalidate(span, Reason::Migrate(Some(owner)));
         // From here on, dropping `this` puts everything back.
         let process = block.process;
         if marked == Marked::Ram && process.mover.takes_to_slot() {

@@ -44,10 +44,49 @@ pub(crate) struct BlockState {
     pub(crate) registered: AtomicBool,
     /// It left for a device as one huge page. Changed with the block locked.
     pub(crate) left_huge: AtomicBool,
+    /// Pages of it are marked as collected, and devices that work on them in place are being stopped.
+    pub(crate) clearing: Clearing,
     /// The thread that breaks the sharing of pages, with the block locked: it cannot wait for them.
     breaker: AtomicI32,
     /// Pages that a MADV_DONTNEED of our own drops: the first event of each is not the program's.
     own_removes: [AtomicU64; PAGES_PER_BLOCK / 64],
+}
+
+/// The time between the mark of a page and the end of the accesses that devices began before.
+///
+/// A device in software can meet a hole in such an access, and whoever has the block locked waits for it
+/// to end: so the hole is filled at once. Not a moment later, when pages are being taken: what is missing
+/// then is not a hole.
+#[derive(Debug, Default)]
+pub(crate) struct Clearing {
+    is_on: AtomicBool,
+    filling: AtomicU32,
+}
+
+impl Clearing {
+    /// Begins. With the block locked, before pages are marked.
+    pub(crate) fn begin(&self) {
+        self.is_on.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends: no hole is being filled when this returns.
+    pub(crate) fn end(&self) {
+        self.is_on.store(false, Ordering::SeqCst);
+        while self.filling.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Runs `fill` if it is that time. Whether it was.
+    pub(crate) fn fill(&self, fill: impl FnOnce()) -> bool {
+        self.filling.fetch_add(1, Ordering::SeqCst);
+        let is_on = self.is_on.load(Ordering::SeqCst);
+        if is_on {
+            fill();
+        }
+        self.filling.fetch_sub(1, Ordering::SeqCst);
+        is_on
+    }
 }
 
 const LOCKED: u32 = 1;

@@ -17,12 +17,14 @@ use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount, Span, VirtAddr};
 on_userfaultfd_rungs!(
     each_refusal_names_what_is_wrong,
     memory_of_another_userfaultfd_is_taken,
-    twice_is_once_too_often,
+    the_later_adoption_counts,
     unadopted_memory_is_plain,
     arming_is_counted_by_block,
     memory_that_is_not_armed_faults_natively,
     a_token_of_a_mapping_that_is_gone_does_nothing,
     a_block_is_let_go_though_its_first_page_was_unmapped,
+    memory_that_was_replaced_unheard_is_taken_over,
+    a_move_onto_memory_that_is_gone_unheard_loses_nothing,
     pages_leave_armed_memory_only,
     armed_memory_that_was_never_touched_is_zeroes,
 );
@@ -126,25 +128,23 @@ fn memory_of_another_userfaultfd_is_taken(world: &World) {
     memory::unmap(span);
 }
 
-fn twice_is_once_too_often(world: &World) {
+/// Part of the memory is adopted again while all of it is on the device.
+fn the_later_adoption_counts(world: &World) {
     let memory = world.memory(BLOCK_SIZE, Pages::Base);
     memory.fill(2);
     world.out(memory.span());
+    world.device.set_window(ByteSize::kib(4));
+    let token = |at| world.process.adoption_of(memory.at(pages(at))).unwrap();
+    let first = token(0);
     let part = memory.part(pages(3), pages(9));
-    for span in [memory.span(), part] {
-        let refused = world.process.adopt(span.start(), span.len());
-        assert_eq!(
-            refused,
-            Err(AdoptError::Overlaps {
-                other: memory.span()
-            })
-        );
-    }
-    assert_eq!(
-        world.on_device(memory.span()),
-        512,
-        "nothing happened to it"
-    );
+    assert_eq!(world.process.adopt(part.start(), part.len()), Ok(part));
+    assert_eq!(world.on_device(memory.span()), 503, "that part came home");
+    assert!(token(3) != first && token(12) == first);
+    memory.check_part(part, 2);
+    world.process.unadopt_if(part, first).unwrap();
+    assert!(world.process.adoption_of(part.start()).is_some());
+    world.process.unadopt(part).unwrap();
+    assert!(world.process.adoption_of(part.start()).is_none());
     memory.check(2);
     memory.disarm(&world.process);
     memory.end(&world.process);
@@ -242,6 +242,46 @@ fn a_block_is_let_go_though_its_first_page_was_unmapped(world: &World) {
     assert!(!is_registered(rest.start()));
     world.process.unadopt(rest).unwrap();
     memory::unmap(rest);
+}
+
+/// Nobody uses the memory on a device, so nobody hears that it is unmapped.
+fn memory_that_was_replaced_unheard_is_taken_over(world: &World) {
+    let memory = Memory::new(&world.process, ByteSize::mib(4), Pages::Base);
+    let (span, before) = (
+        memory.span(),
+        world.process.adoption_of(memory.at(BLOCK_SIZE)),
+    );
+    memory::unmap(span);
+    memory::map_at(span);
+    memory.fill(3);
+    let upper = memory.part(BLOCK_SIZE, BLOCK_SIZE);
+    assert_eq!(world.process.adopt(upper.start(), upper.len()), Ok(upper));
+    let token = world.process.arm(upper).unwrap();
+    assert_eq!(world.out(upper), PageCount::new(512));
+    // Whoever adopted it before has nothing to say any more.
+    let lower = world.process.adoption_of(span.start());
+    assert_eq!(lower, before);
+    world.process.unadopt_if(upper, before.unwrap()).unwrap();
+    assert_eq!(world.on_device(upper), 512);
+    memory.check(3);
+    world.process.disarm(upper, token);
+    memory.end(&world.process);
+}
+
+fn a_move_onto_memory_that_is_gone_unheard_loses_nothing(world: &World) {
+    let memory = world.memory(BLOCK_SIZE, Pages::Base);
+    memory.fill(5);
+    let stale = Memory::new(&world.process, BLOCK_SIZE, Pages::Base);
+    memory::unmap(stale.span());
+    world.out(memory.span());
+    memory::remap(memory.span(), stale.span().start(), false);
+    memory::check_moved(stale.span(), memory.span(), 5);
+    world.process.settle_events();
+    let token = world.process.arm(stale.span()).unwrap();
+    assert_eq!(world.out(stale.span()), PageCount::new(512));
+    memory::check_moved(stale.span(), memory.span(), 5);
+    world.process.disarm(stale.span(), token);
+    stale.end(&world.process);
 }
 
 fn pages_leave_armed_memory_only(world: &World) {

@@ -9,7 +9,8 @@ use crate::access::word_at;
 use crate::frame::PAGE_BYTES;
 use crate::kernel::Prot;
 use crate::staging::Staging;
-use gpusvm_mm::Home;
+use gpusvm_mm::{Home, Place};
+use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{ByteSize, DmaAddr, PAGE_SIZE, VirtAddr};
 
 /// What the bus answers to an access that it cannot make.
@@ -122,9 +123,13 @@ impl Sim {
         }
         let page = virt.page();
         if let Some(part) = kernel.parts.find(virt) {
-            let word = part.region.word(page);
+            let (word, block) = (part.region.word(page), part.region.block(virt));
             match word.get().home() {
                 Home::System => {}
+                // The access began before, and whoever takes the page waits for its end.
+                Home::Moving
+                    if word.get().place == Place::Collected
+                        && block.clearing.load(Ordering::Acquire) => {}
                 Home::Unmapped => return Err(BusError::Unmapped(at)),
                 Home::Device(_) | Home::Moving => return Err(BusError::NotInRam(at)),
             }

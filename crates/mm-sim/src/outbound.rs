@@ -68,11 +68,16 @@ impl<'b> SimOutbound<'b> {
             huge: false,
             settled: false,
         };
+        let clearing = &block.state().clearing;
+        clearing.store(true, Ordering::Release);
         let marked = this.mark(peers);
+        if marked != Marked::Nothing {
+            block.invalidate(span, Reason::Migrate(Some(owner)));
+        }
+        clearing.store(false, Ordering::Release);
         if marked == Marked::Nothing {
             return Ok(this);
         }
-        block.invalidate(span, Reason::Migrate(Some(owner)));
         // From here on, dropping `this` puts everything back.
         if marked == Marked::Ram {
             if sim.injector.step(Step::Staging) {

@@ -25,6 +25,8 @@ pub(crate) struct BlockState {
     pub(crate) armed: AtomicU32,
     /// Whether touches of missing pages are caught.
     pub(crate) registered: AtomicBool,
+    /// Pages of it are marked as collected, and accesses that devices began before are awaited.
+    pub(crate) clearing: AtomicBool,
     /// It left for a device as one huge page.
     pub(crate) left_huge: AtomicBool,
 }

@@ -5,7 +5,7 @@ use crate::block::BlockGuard;
 use crate::region::Region;
 use crate::sys::map::Request;
 use crate::sys::thp::Thp;
-use gpusvm_mm::{AddressSpace, Block, MmError, Reason, VmaKind, Wanted};
+use gpusvm_mm::{AddressSpace, ArmToken, Block, FaultOutcome, MmError, Reason, VmaKind, Wanted};
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{BLOCK_SIZE, ByteSize, Span, VirtAddr};
@@ -41,7 +41,7 @@ pub enum AdoptError {
         /// The mapping that is not.
         mapping: Span,
     },
-    /// Some of it is mirrored already.
+    /// Some of it is mirrored already, and cannot come home; or another thread adopts it now.
     #[error("{other} is mirrored already")]
     Overlaps {
         /// What is mirrored.
@@ -98,6 +98,8 @@ impl Process {
         };
         let mapping = request.map().map_err(|_| no_memory)?;
         let span = mapping.span();
+        // What was unmapped there before must be out of the table.
+        self.settle_events();
         self.mirror(span).map_err(|error| match error {
             AdoptError::NoMemory { .. } => no_memory,
             other => other,
@@ -122,6 +124,10 @@ impl Process {
     /// Mirrors memory of the program: the whole pages in `len` bytes at `at`, which must be private,
     /// anonymous and writable. It stays the program's, to use and to unmap.
     ///
+    /// What of the span was adopted before is taken over: it comes home, and the earlier adoption ends.
+    /// It can be other memory by now, since no event tells of memory that is unmapped while no device
+    /// uses it.
+    ///
     /// # Errors
     ///
     /// See [`AdoptError`]: each names what is wrong with which part.
@@ -136,6 +142,7 @@ impl Process {
         // What was unmapped there before must be out of the table.
         self.settle_events();
         self.check_adoptable(span)?;
+        self.take_over(span)?;
         self.mirror(span)?;
         // Registered once, to hear of trouble now rather than in a device's fault.
         match self.arm(span) {
@@ -152,13 +159,45 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// The first page that could not come home; then all of it stays mirrored.
+    /// The first page that could not come home; then all of it stays mirrored, or, if devices still
+    /// take pages meanwhile, what comes behind it.
     pub fn unadopt(&self, span: Span) -> Result<(), MmError> {
         if self.is_gone() {
             return Err(MmError::Gone);
         }
         self.bring_parts_home(span, Wanted::Asked)?;
-        self.unmirror(span);
+        for part in self.regions.parts_in(span) {
+            for piece in part.span.blocks() {
+                self.unmirror_at_home(piece)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Process::unadopt`], of the adoption with this token only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Process::unadopt`].
+    pub fn unadopt_if(&self, span: Span, token: ArmToken) -> Result<(), MmError> {
+        match self.adoption_of(span.start()) {
+            Some(now) if now == token => self.unadopt(span),
+            _ => Ok(()),
+        }
+    }
+
+    /// What tells the adoption of an address from those before and after it.
+    pub fn adoption_of(&self, at: VirtAddr) -> Option<ArmToken> {
+        Some(self.regions.find(at)?.region.token())
+    }
+
+    /// Ends earlier adoptions of `span`.
+    fn take_over(&self, span: Span) -> Result<(), AdoptError> {
+        for part in self.regions.parts_in(span) {
+            let other = part.region.span();
+            self.unadopt(part.span)
+                .map_err(|_| AdoptError::Overlaps { other })?;
+        }
         Ok(())
     }
 
@@ -198,23 +237,51 @@ impl Process {
     pub(super) fn unmirror(&self, span: Span) {
         for part in self.regions.parts_in(span) {
             for piece in part.span.blocks() {
-                let Ok(block) = BlockGuard::lock(self, piece.start()) else {
-                    continue;
-                };
-                // Another part of the block may stay mirrored: it stays armed.
-                let Some(piece) = piece.intersection(block.span()) else {
-                    continue;
-                };
-                for word in block.region.words_in(piece) {
-                    word.unmap();
-                }
-                block.invalidate(piece, Reason::Unmap);
-                block.release_unmapped(piece);
-                if block.state().registered.load(Ordering::Relaxed) {
-                    self.mover.disarm(piece);
+                if let Ok(block) = BlockGuard::lock(self, piece.start()) {
+                    self.forget(&block, piece);
                 }
             }
         }
         self.regions.remove(span);
+    }
+
+    /// Forgets a piece of a block, of which every page is at home then.
+    fn unmirror_at_home(&self, piece: Span) -> Result<(), MmError> {
+        loop {
+            let Ok(mut block) = BlockGuard::lock(self, piece.start()) else {
+                return Ok(());
+            };
+            // A device may have taken pages since they came home. None does as long as it is locked.
+            match block.bring_home(piece, Wanted::Asked) {
+                FaultOutcome::Served => {
+                    self.forget(&block, piece);
+                    drop(block);
+                    self.regions.remove(piece);
+                    return Ok(());
+                }
+                FaultOutcome::NotBefore(due) => {
+                    drop(block);
+                    std::thread::sleep(due.since(self.now()));
+                }
+                FaultOutcome::Failed => {
+                    return Err(MmError::StuckOnDevice { at: piece.start() });
+                }
+            }
+        }
+    }
+
+    fn forget(&self, block: &BlockGuard<'_>, piece: Span) {
+        // Another part of the block may stay mirrored: it stays armed.
+        let Some(piece) = piece.intersection(block.span()) else {
+            return;
+        };
+        for word in block.region.words_in(piece) {
+            word.unmap();
+        }
+        block.invalidate(piece, Reason::Unmap);
+        block.release_unmapped(piece);
+        if block.state().registered.load(Ordering::Relaxed) {
+            self.mover.disarm(piece);
+        }
     }
 }

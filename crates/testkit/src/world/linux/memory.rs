@@ -3,19 +3,17 @@
 use super::{APART, Kind, Prot};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, Span, VirtAddr};
 use std::io::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Addresses for `len` bytes, from a multiple of 2 MiB on, where nothing is mapped, and nothing beside.
+/// Addresses for `len` bytes, from a multiple of 2 MiB on, where nothing is mapped, and nothing beside:
+/// far from where the system places what it is not told where to place, so that they stay free between
+/// two mappings of a test, whatever other tests map.
 pub(super) fn reserve(len: ByteSize) -> Span {
-    let wide = APART + len + BLOCK_SIZE + APART;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let bytes = wide.as_usize();
-    // SAFETY: no address is asked for.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
-    assert_ne!(at, libc::MAP_FAILED, "{}", Error::last_os_error());
-    at.expose_provenance();
-    let wide = Span::from_len(VirtAddr::from(at), wide).expect("pages");
-    let start = (wide.start() + APART).align_up(BLOCK_SIZE);
-    unmap(wide);
+    /// 16 TiB.
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 44);
+    let wide = APART + len.max(BLOCK_SIZE) + BLOCK_SIZE + APART;
+    let at = VirtAddr::new(NEXT.fetch_add(wide.get(), Ordering::Relaxed));
+    let start = (at + APART).align_up(BLOCK_SIZE);
     Span::covering(start.expect("an address"), len).expect("pages")
 }
 
