@@ -3,6 +3,7 @@
 use crate::driver::{Devices, MigrateOnTouch, Policy, Times};
 use crate::node::Node;
 use crate::{Error, Launch, Resident, Stats, SvmSlice};
+use gpusvm_mm::ArmToken;
 use gpusvm_mm_linux::{Allocation, Capabilities, Options, Plain, Process, Rung};
 use gpusvm_softgpu::{Grid, Lane, LaneError, SoftGpu};
 use gpusvm_sync::Arc;
@@ -158,6 +159,7 @@ impl Svm {
         Ok(Adopted {
             process: Arc::clone(&self.process),
             span,
+            token: self.process.adoption_of(span.start()),
         })
     }
 
@@ -325,6 +327,8 @@ impl Drop for Svm {
 pub struct Adopted {
     process: Arc<Process>,
     span: Span,
+    /// Which adoption: the memory may have been adopted again since.
+    token: Option<ArmToken>,
 }
 
 impl Adopted {
@@ -338,6 +342,8 @@ impl Drop for Adopted {
     fn drop(&mut self) {
         // Fails when the engine is gone, which brought everything home, or when a page cannot come
         // home, which the engine reports: then it stays shared.
-        let _ = self.process.unadopt(self.span);
+        if let Some(token) = self.token {
+            let _ = self.process.unadopt_if(self.span, token);
+        }
     }
 }

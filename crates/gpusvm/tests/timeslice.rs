@@ -35,7 +35,10 @@ fn cpu_time() -> Duration {
 fn touch_within_the_timeslice(rung: Option<Rung>) {
     let gpu = SoftGpu::builder().vram(ByteSize::mib(8)).build().unwrap();
     let builder = Svm::builder().device(gpu).policy(Arc::new(Stay(SLICE)));
-    let svm = built(builder.rung(rung));
+    let svm = match rung {
+        Some(_) => builder.rung(rung).build().unwrap(),
+        None => built(builder),
+    };
     let mut numbers = svm.alloc_slice::<u64>(1024).unwrap();
     for round in 1..=5 {
         let began = Instant::now();

@@ -37,7 +37,7 @@ pub(crate) struct Gate {
 
 /// Evidence that the process does not fork. It stays with its thread.
 #[derive(Debug)]
-pub(crate) struct Pass<'a> {
+pub struct Pass<'a> {
     gate: &'a Gate,
     _of_this_thread: PhantomData<*const ()>,
 }

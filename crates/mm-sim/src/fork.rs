@@ -33,7 +33,7 @@ struct GateState {
 
 /// Evidence that the process does not fork.
 #[derive(Debug)]
-pub(crate) struct Pass<'a> {
+pub struct Pass<'a> {
     gate: &'a Gate,
     thread: Option<usize>,
 }

@@ -77,7 +77,7 @@ mod stats; // what happened, counted
 pub use access::Signal;
 pub use block::BlockGuard;
 pub use bus::BusError;
-pub use fork::Child;
+pub use fork::{Child, Pass};
 pub use inbound::SimInbound;
 pub use injector::{Injector, Step};
 pub use kernel::{Backing, Prot};

@@ -2,6 +2,7 @@
 
 use crate::Sim;
 use crate::block::{BlockGuard, NotHere};
+use crate::fork::Pass;
 use crate::injector::Step;
 use crate::outbound::EAGAIN;
 use gpusvm_mm::{
@@ -21,6 +22,7 @@ const MAX_HOMECOMINGS: u64 = 8;
 
 impl AddressSpace for Sim {
     type Block<'a> = BlockGuard<'a>;
+    type NoFork<'a> = Pass<'a>;
 
     fn now(&self) -> Time {
         self.time()
@@ -92,6 +94,10 @@ impl AddressSpace for Sim {
             // mapping ends.
             block.unregister_if_unused();
         }
+    }
+
+    fn no_fork(&self) -> Option<Self::NoFork<'_>> {
+        (!self.is_gone()).then(|| self.pass())
     }
 
     fn lock_block(&self, span: Span) -> Result<Self::Block<'_>, MmError> {

@@ -86,6 +86,11 @@ pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
     where
         Self: 'a;
 
+    /// Evidence that the process does not fork.
+    type NoFork<'a>: core::fmt::Debug
+    where
+        Self: 'a;
+
     /// The clock.
     fn now(&self) -> Time;
 
@@ -129,6 +134,12 @@ pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
     /// Ends what `arm` began. Nothing happens when the mapping that was armed is gone, and another
     /// may be at its address by now: that is what the token tells apart.
     fn disarm(&self, span: Span, token: ArmToken);
+
+    /// Waits for a fork that is under way, and keeps the process from forking again as long as the
+    /// result lives. Whoever takes several steps that a fork must not come between has it before the
+    /// first: a fork waits for leases, and who holds one must not wait for a fork. `None` when the
+    /// address space is gone.
+    fn no_fork(&self) -> Option<Self::NoFork<'_>>;
 
     /// Locks the block that `span` lies in, waiting for it.
     ///

@@ -101,6 +101,17 @@ impl DevmemError {
     }
 }
 
+/// What keeps pages on a device, depending on who wants them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// Leases, and the timeslice.
+    All,
+    /// Leases.
+    Leases,
+    /// Nothing.
+    Nothing,
+}
+
 /// One allocation of device memory.
 #[derive(Debug)]
 pub struct Devmem {
@@ -162,16 +173,16 @@ impl Devmem {
     }
 
     /// The time before which pages may not leave, if it is not over: the end of the timeslice, if
-    /// that counts, and the next look at a lease, which always counts.
-    pub fn stays_until(&self, now: Time, timeslice: bool) -> Option<Time> {
+    /// that holds, and the next look at a lease, if that holds.
+    pub fn stays_until(&self, now: Time, holds: Holds) -> Option<Time> {
         /// How soon to look again at a lease, which ends at no known time.
         const LEASE_POLL: Duration = Duration::from_millis(1);
-        if self.is_leased() {
+        if holds != Holds::Nothing && self.is_leased() {
             return Some(now.after(LEASE_POLL));
         }
         let until = Duration::from_nanos(self.timeslice_expiration.load(Ordering::Acquire));
         let until = Time::since_start(until);
-        (timeslice && now < until).then_some(until)
+        (holds == Holds::All && now < until).then_some(until)
     }
 
     /// Keeps the pages on the device until as many `unlease`s. Pages may be on their way home unless

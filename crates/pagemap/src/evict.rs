@@ -61,8 +61,11 @@ fn walk<M: AddressSpace>(
         let Some((mut block, _)) = mm.lock_device_page(pagemap.page(*pfn)) else {
             continue;
         };
-        // Leases are taken with the block locked, so none begins from here on.
-        if devmem.is_leased() {
+        // It may have gone home meanwhile, and a new allocation may have begun at the same page. Leases
+        // are taken with the block locked, so none begins from here on.
+        let current = pagemap.zdds.devmem(zdd);
+        let is_it = current.is_some_and(|current| core::ptr::eq(&raw const *current, devmem));
+        if !is_it || devmem.is_leased() {
             return Ok(());
         }
         let span = block.span();

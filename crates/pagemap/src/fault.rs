@@ -5,8 +5,8 @@
 //!         -> collect_device: pages of the same allocation only -> copy -> commit
 //! ```
 
-use crate::Pagemap;
 use crate::pieces::{self, Cause};
+use crate::{Holds, Pagemap};
 use gpusvm_mm::{AddressSpace, Block, CpuFault, FaultOutcome, Inbound, Wanted};
 use gpusvm_types::Span;
 
@@ -23,8 +23,12 @@ pub(crate) fn migrate_to_ram<M: AddressSpace>(
     let Some(devmem) = pagemap.zdds.devmem(zdd) else {
         return FaultOutcome::Served;
     };
-    let timeslice_holds = matches!(fault.wanted, Wanted::Touched | Wanted::Device);
-    if let Some(until) = devmem.stays_until(mm.now(), timeslice_holds) {
+    let holds = match fault.wanted {
+        Wanted::Touched | Wanted::Device => Holds::All,
+        Wanted::Fork if pagemap.refaults() => Holds::Nothing,
+        Wanted::Asked | Wanted::Fork | Wanted::Unmap => Holds::Leases,
+    };
+    if let Some(until) = devmem.stays_until(mm.now(), holds) {
         return FaultOutcome::NotBefore(until);
     }
 

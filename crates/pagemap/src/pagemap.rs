@@ -61,6 +61,9 @@ pub struct PagemapSpec {
     pub owner: OwnerId,
     /// How many pages it has.
     pub pages: PageCount,
+    /// Whether its device faults on what is not mapped, and goes on when it is. Then a fork need not
+    /// wait for its launches; and must not, since their faults wait for the fork.
+    pub refaults: bool,
 }
 
 /// A device's memory in an address space.
@@ -178,6 +181,11 @@ impl<M: AddressSpace> Pagemap<M> {
     /// How many pages it has.
     pub fn size(&self) -> PageCount {
         self.spec.pages
+    }
+
+    /// Whether its device faults on what is not mapped, and goes on when it is.
+    pub fn refaults(&self) -> bool {
+        self.spec.refaults
     }
 
     /// A page of it, as the address space names it.

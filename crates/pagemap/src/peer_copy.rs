@@ -14,7 +14,7 @@
 use crate::pagemap::Bound;
 use crate::pieces::{self, Cause};
 use crate::zdd::Zdd;
-use crate::{Devmem, DevmemError, Importer, Pagemap, PagemapAddr, PreMigrateFence};
+use crate::{Devmem, DevmemError, Holds, Importer, Pagemap, PagemapAddr, PreMigrateFence};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use gpusvm_mm::{AddressSpace, DevicePage, Source, Time};
@@ -67,7 +67,7 @@ impl<'a, M: AddressSpace> PeerCopies<'a, M> {
         let zdd = pagemap.zdds.of(page.pfn)?;
         let devmem = pagemap.zdds.devmem(zdd)?;
         let may_leave =
-            pagemap.owner() == self.target.owner() && devmem.stays_until(now, true).is_none();
+            pagemap.owner() == self.target.owner() && devmem.stays_until(now, Holds::All).is_none();
         Some(PeerSource {
             pagemap,
             zdd,

@@ -38,6 +38,8 @@ pub struct Pages<M: AddressSpace> {
 const NOT_MAPPED: u8 = 0;
 const READ: u8 = 1;
 const WRITE: u8 = 2;
+/// Added to the others.
+const PARTLY_IN_RAM: u8 = 4;
 
 impl<M: AddressSpace> Pages<M> {
     pub(crate) fn new() -> Self {
@@ -51,11 +53,13 @@ impl<M: AddressSpace> Pages<M> {
     /// Whether the range is mapped with at least this permission. A hint without the notifier lock:
     /// enough to see that a fault was served meanwhile.
     pub fn allow(&self, wanted: Permission) -> bool {
+        allows(self.mapped.load(Ordering::Acquire), wanted)
+    }
+
+    /// As `allow`, and nothing of it is in RAM.
+    pub fn allow_without_ram(&self, wanted: Permission) -> bool {
         let mapped = self.mapped.load(Ordering::Acquire);
-        match wanted {
-            Permission::Read => mapped != NOT_MAPPED,
-            Permission::Write => mapped == WRITE,
-        }
+        mapped & PARTLY_IN_RAM == 0 && allows(mapped, wanted)
     }
 
     /// Whether anything is mapped.
@@ -79,8 +83,12 @@ impl<M: AddressSpace> Pages<M> {
             Permission::Write => WRITE,
             Permission::Read => READ,
         };
+        let in_ram = match prepared.is_partly_in_ram() {
+            true => PARTLY_IN_RAM,
+            false => 0,
+        };
         let before = core::mem::replace(&mut *self.reached.lock(), prepared.reached);
-        self.mapped.store(mapped, Ordering::Release);
+        self.mapped.store(mapped | in_ram, Ordering::Release);
         self.history.count_mapping(now);
         before
     }
@@ -89,6 +97,13 @@ impl<M: AddressSpace> Pages<M> {
     pub(crate) fn set_unmapped(&self) {
         self.mapped.store(NOT_MAPPED, Ordering::Release);
         self.reached.lock().end();
+    }
+}
+
+fn allows(mapped: u8, wanted: Permission) -> bool {
+    match wanted {
+        Permission::Read => mapped != NOT_MAPPED,
+        Permission::Write => mapped & WRITE != 0,
     }
 }
 

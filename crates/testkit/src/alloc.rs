@@ -1,4 +1,4 @@
-//! Which thread allocates: the system's allocator, counting.
+//! Which thread allocates, and frees: the system's allocator, counting.
 //!
 //! ```
 //! use gpusvm_testkit::CountingAllocator;
@@ -11,6 +11,8 @@
 //! assert_eq!(mark.allocations(&ALLOCATOR), 0, "{sum} on the stack");
 //! let boxed = Box::new(1);
 //! assert_eq!(mark.allocations(&ALLOCATOR), *boxed);
+//! drop(boxed);
+//! assert_eq!(mark.frees(&ALLOCATOR), 1);
 //! ```
 //!
 //! # Locking
@@ -25,24 +27,32 @@ use std::alloc::System;
 /// How many threads are told apart. Those beyond share the last counter.
 const THREADS: usize = 1024;
 
-/// The system's allocator, counting allocations by thread.
+/// The system's allocator, counting by thread.
 #[derive(Debug)]
 pub struct CountingAllocator {
     threads: [Counter; THREADS],
 }
 
-/// What one thread allocated.
+/// What one thread allocated and freed.
 #[derive(Debug)]
 struct Counter {
     /// Zero where free.
     tid: AtomicI32,
-    count: AtomicU64,
+    allocations: AtomicU64,
+    frees: AtomicU64,
 }
 
-/// What some threads had allocated at a moment.
+/// How many there were.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    allocations: u64,
+    frees: u64,
+}
+
+/// What some threads had allocated and freed at a moment.
 #[derive(Clone, Debug)]
 pub struct Mark {
-    threads: Vec<(i32, u64)>,
+    threads: Vec<(i32, Counts)>,
 }
 
 thread_local! {
@@ -56,7 +66,8 @@ impl CountingAllocator {
         let threads = [const {
             Counter {
                 tid: AtomicI32::new(0),
-                count: AtomicU64::new(0),
+                allocations: AtomicU64::new(0),
+                frees: AtomicU64::new(0),
             }
         }; THREADS];
         Self { threads }
@@ -68,7 +79,7 @@ impl CountingAllocator {
         unsafe { libc::gettid() }
     }
 
-    /// What these threads have allocated so far.
+    /// What these threads have allocated and freed so far.
     pub fn mark(&self, threads: &[i32]) -> Mark {
         let threads = threads.iter().map(|tid| (*tid, self.count_of(*tid)));
         Mark {
@@ -76,17 +87,27 @@ impl CountingAllocator {
         }
     }
 
-    fn count_of(&self, tid: i32) -> u64 {
-        let counter = self
-            .threads
-            .iter()
-            .find(|counter| counter.tid.load(Ordering::Acquire) == tid);
-        counter.map_or(0, |counter| counter.count.load(Ordering::Acquire))
+    /// How many allocations of all threads are not freed.
+    pub fn live(&self) -> u64 {
+        let sum = |of: fn(&Counter) -> &AtomicU64| -> u64 {
+            let counts = self.threads.iter().map(of);
+            counts.map(|count| count.load(Ordering::Acquire)).sum()
+        };
+        let frees = sum(|counter| &counter.frees);
+        sum(|counter| &counter.allocations).saturating_sub(frees)
     }
 
-    fn count(&self) {
-        // A thread that is about to end has lost its place: what it allocates then is counted
-        // nowhere.
+    fn count_of(&self, tid: i32) -> Counts {
+        let mut counters = self.threads.iter();
+        let counter = counters.find(|counter| counter.tid.load(Ordering::Acquire) == tid);
+        counter.map_or(Counts::default(), |counter| Counts {
+            allocations: counter.allocations.load(Ordering::Acquire),
+            frees: counter.frees.load(Ordering::Acquire),
+        })
+    }
+
+    fn count(&self, what: fn(&Counter) -> &AtomicU64) {
+        // A thread that is about to end has lost its place: what it does then is counted nowhere.
         let place = PLACE.try_with(|place| {
             if place.get() == THREADS {
                 place.set(self.place_for(self.this_thread()));
@@ -94,7 +115,7 @@ impl CountingAllocator {
             place.get()
         });
         if let Ok(place) = place {
-            self.threads[place].count.fetch_add(1, Ordering::AcqRel);
+            what(&self.threads[place]).fetch_add(1, Ordering::AcqRel);
         }
     }
 
@@ -118,7 +139,15 @@ impl Default for CountingAllocator {
 impl Mark {
     /// How many allocations the threads have made since.
     pub fn allocations(&self, allocator: &CountingAllocator) -> u64 {
-        let since = |(tid, before): &(i32, u64)| allocator.count_of(*tid) - before;
+        let since = |(tid, before): &(i32, Counts)| {
+            allocator.count_of(*tid).allocations - before.allocations
+        };
+        self.threads.iter().map(since).sum()
+    }
+
+    /// How often the threads have freed since.
+    pub fn frees(&self, allocator: &CountingAllocator) -> u64 {
+        let since = |(tid, before): &(i32, Counts)| allocator.count_of(*tid).frees - before.frees;
         self.threads.iter().map(since).sum()
     }
 }
@@ -126,24 +155,26 @@ impl Mark {
 // SAFETY: everything is the system's allocator, unchanged.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.count();
+        self.count(|counter| &counter.allocations);
         // SAFETY: the caller's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        self.count(|counter| &counter.frees);
         // SAFETY: the caller's.
         unsafe { System.dealloc(ptr, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        self.count();
+        self.count(|counter| &counter.allocations);
         // SAFETY: the caller's.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        self.count();
+        self.count(|counter| &counter.frees);
+        self.count(|counter| &counter.allocations);
         // SAFETY: the caller's.
         unsafe { System.realloc(ptr, layout, size) }
     }

@@ -8,6 +8,7 @@
 //!     `-- OwnerList          who maps whose pages in place: devices of one fabric
 //! ```
 
+use crate::driver::stays::Stays;
 use gpusvm_device::{Device, Fabric};
 use gpusvm_mm::AddressSpace;
 use gpusvm_pagemap::{Owner, OwnerList, Pagemaps, Peer};
@@ -20,6 +21,7 @@ pub struct Devices<M: AddressSpace> {
     pagemaps: Arc<Pagemaps<M>>,
     owners: Arc<OwnerList>,
     fabrics: Arc<Fabrics>,
+    stays: Arc<Stays>,
 }
 
 impl<M: AddressSpace> Devices<M> {
@@ -30,6 +32,7 @@ impl<M: AddressSpace> Devices<M> {
             pagemaps: Pagemaps::new(mm),
             owners: OwnerList::new(),
             fabrics: Arc::default(),
+            stays: Arc::default(),
         })
     }
 
@@ -46,6 +49,11 @@ impl<M: AddressSpace> Devices<M> {
     /// Who is on which fabric.
     pub(crate) fn fabrics(&self) -> &Arc<Fabrics> {
         &self.fabrics
+    }
+
+    /// What stays where it is.
+    pub(crate) fn stays(&self) -> &Arc<Stays> {
+        &self.stays
     }
 
     /// A number and an owner for one more device. It shares its owner with those that it reaches, and

@@ -2,9 +2,9 @@
 
 use crate::driver::counters;
 use crate::driver::devmem;
-use crate::driver::region::Memory;
+use crate::driver::populate::RegionOps;
+use crate::driver::residents::{Picked, Resident, Victim};
 use crate::driver::vm::Vm;
-use crate::driver::vram::{Picked, Resident, Victim};
 use core::time::Duration;
 use gpusvm_mm::AddressSpace;
 use gpusvm_pagemap::{Cause, Devmem, Pagemap, evict};
@@ -16,29 +16,27 @@ pub const MAX_TRIES: u32 = 64;
 /// How long to wait for allocations that are still being filled, each time.
 const WAIT_FOR_OTHERS: Duration = Duration::from_millis(2);
 
-impl<M: AddressSpace> Memory<M> {
+impl<M: AddressSpace> RegionOps<M> {
     /// An allocation of `count` pages, evicting others until there is room. `None` after
     /// [`MAX_TRIES`], or when there can never be so many.
-    pub(crate) fn allocate(
-        self: &Arc<Self>,
-        pagemap: &Pagemap<M>,
-        count: PageCount,
-    ) -> Option<Devmem> {
-        if count > self.vram.total() {
+    pub(crate) fn allocate(&self, pagemap: &Pagemap<M>, count: PageCount) -> Option<Devmem> {
+        let memory = &self.memory;
+        if count > memory.vram.total() {
             return None;
         }
-        let vms = self.vms();
+        let vms = memory.vms();
         for _ in 0..MAX_TRIES {
-            if let Some(devmem) = devmem::allocate(self, count) {
+            if let Some(devmem) = devmem::allocate(memory, count) {
                 return Some(devmem);
             }
-            match self.vram.pick(self.now(), |of| self.was_used(&vms, of)) {
+            let was_used = |of: &Resident| self.was_used(&vms, of);
+            match self.residents.pick(memory.now(), was_used) {
                 Victim::Evict(victim) => self.evict(pagemap, &vms, &victim),
-                Victim::Wait(time) => self.vram.wait_freed(time),
-                Victim::Nothing => self.vram.wait_freed(WAIT_FOR_OTHERS),
+                Victim::Wait(time) => memory.vram.wait_freed(time),
+                Victim::Nothing => memory.vram.wait_freed(WAIT_FOR_OTHERS),
             }
         }
-        devmem::allocate(self, count)
+        devmem::allocate(memory, count)
     }
 
     /// If something is in the way of it now, it gets another turn.
@@ -46,8 +44,8 @@ impl<M: AddressSpace> Memory<M> {
         if evict::evict_to_ram(pagemap, &victim.devmem, Cause::Eviction).is_err() {
             return;
         }
-        counters::count(&self.traffic.evictions);
-        let now = self.now();
+        counters::count(&self.memory.traffic.evictions);
+        let now = self.memory.now();
         for range in vms.iter().flat_map(|vm| vm.svm().ranges_in(victim.span)) {
             range.pages().history().count_eviction(now);
         }
@@ -55,7 +53,7 @@ impl<M: AddressSpace> Memory<M> {
 
     /// Whether any device address space used it. All are asked: that begins anew.
     fn was_used(&self, vms: &[Arc<Vm<M>>], resident: &Resident) -> bool {
-        let tables = self.device.page_tables();
+        let tables = self.memory.device.page_tables();
         let used = |vm: &Arc<Vm<M>>| tables.test_and_clear_accessed(vm.id(), resident.span);
         let pages: u64 = vms.iter().map(|vm| used(vm).get()).sum();
         pages > 0

@@ -15,7 +15,7 @@ use crate::driver::policy::FaultInfo;
 use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::vm::Vm;
 use core::time::Duration;
-use gpusvm_device::{Access, DeviceFault, FaultError, Verdict};
+use gpusvm_device::{Access, Caps, DeviceFault, FaultError, Verdict};
 use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_pagemap::{Cause, MigrateError};
 use gpusvm_svm::{FaultCtx, FindError, GetPagesError, Permission, Range, Reach};
@@ -111,14 +111,16 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     if range.is_gone() {
         return Ok(Pass::Stale);
     }
-    if range.pages().allow(wanted(request.access)) {
+    if is_served(&range, request.access, vm.caps()) {
         counters::count(&vm.counters.coalesced);
         return Ok(Pass::Bound);
     }
     match vm.svm().range_arm(&range, &serving) {
         Ok(true) => {}
         Ok(false) => return Ok(Pass::Stale),
-        Err(error) => return refused(request, error),
+        Err(FindError::Mm(MmError::Gone)) => return Err(FaultError::Closed { at: request.at }),
+        // Unmapped, or not mirrored any more, since the range was found.
+        Err(_) => return Ok(Pass::Stale),
     }
     let again = if range.can_migrate() {
         place(vm, request, &range, attempt, &mut ctx)?
@@ -164,15 +166,31 @@ fn map<M: AddressSpace>(
     }
 }
 
+/// Whether only device memory will do: a device that cannot reach RAM has no other place, and nor have
+/// its atomics.
+fn needs_devmem(access: Access, caps: &Caps) -> bool {
+    !caps.coherent || (access == Access::Atomic && !caps.atomics_on_ram)
+}
+
+/// Whether what is mapped allows the access, where it is.
+pub(crate) fn is_served<M: AddressSpace>(range: &Range<M>, access: Access, caps: &Caps) -> bool {
+    let wanted = if access.is_write() {
+        Permission::Write
+    } else {
+        Permission::Read
+    };
+    match needs_devmem(access, caps) {
+        true => range.pages().allow_without_ram(wanted),
+        false => range.pages().allow(wanted),
+    }
+}
+
 fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
-    let caps = vm.caps();
-    // A device that cannot reach RAM has no other place, and nor have its atomics.
-    let atomics_need_devmem = request.access == Access::Atomic && !caps.atomics_on_ram;
     FaultCtx {
         owner: Some(vm.region.pagemap().owner()),
         read_only: !request.access.is_write(),
         devmem_possible: true,
-        devmem_only: !caps.coherent || atomics_need_devmem,
+        devmem_only: needs_devmem(request.access, vm.caps()),
         timeslice: Duration::ZERO,
     }
 }
@@ -283,14 +301,6 @@ fn forget_stale<M: AddressSpace>(vm: &Vm<M>, at: VirtAddr) -> Result<(), FaultEr
         Ok(())
     } else {
         Err(FaultError::Unmapped { at })
-    }
-}
-
-pub(crate) const fn wanted(access: Access) -> Permission {
-    if access.is_write() {
-        Permission::Write
-    } else {
-        Permission::Read
     }
 }
 

@@ -6,8 +6,8 @@
 //!   worker --> fault: the story of one device fault
 //!                |-- policy     migrate? for how long?
 //!                |-- populate   device memory, filled by pagemap
-//!                |      |-- vram     what is free, what lives there
-//!                |      `-- evict    what goes when nothing is free
+//!                |      |-- vram     what is free
+//!                |      `-- evict    what goes when nothing is: residents are what lives there
 //!                |-- (svm)      where are the pages now?
 //!                `-- vm         bind, zap, flush
 //!
@@ -15,6 +15,7 @@
 //!   region     a device's memory in it
 //!   revisit    what is mapped in place gets a second look
 //!   resident   launches that declare what they touch
+//!   stays      what of it stays in RAM meanwhile
 //!   prefetch   pages that are wanted before they are touched
 //!   devmem     copies, counted by cause; clearing
 //! ```
@@ -55,7 +56,9 @@ pub(crate) mod prefetch; // wanted before they are touched
 pub(crate) mod vm; // one device address space
 pub(crate) mod region; // device memory in an address space
 pub(crate) mod devices; // all of them
-pub(crate) mod vram; // what of it is free, what lives there
+pub(crate) mod stays; // pages that stay where they are
+pub(crate) mod vram; // what of device memory is free
+pub(crate) mod residents; // what lives there
 pub(crate) mod devmem; // one allocation of it
 pub(crate) mod counters; // what happened
 

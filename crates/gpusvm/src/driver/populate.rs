@@ -1,19 +1,22 @@
 //! Pages into device memory.
 
 use crate::driver::region::Memory;
-use crate::driver::vram::Resident;
+use crate::driver::residents::{Resident, Residents};
 use core::time::Duration;
 use gpusvm_mm::{AddressSpace, Home, MmError};
 use gpusvm_pagemap::{
-    Cause, DevmemError, MigrateError, MigrateRequest, Mode, Pagemap, PagemapAddr, PagemapOps, Peer,
-    migrate,
+    Cause, DevmemError, Holds, MigrateError, MigrateRequest, Mode, Pagemap, PagemapAddr,
+    PagemapOps, Peer, migrate,
 };
 use gpusvm_sync::Arc;
 use gpusvm_types::{DevicePfn, PageCount, Span};
 
 /// The driver's part of a device's memory.
 #[derive(Debug)]
-pub(crate) struct RegionOps<M: AddressSpace>(pub(crate) Arc<Memory<M>>);
+pub(crate) struct RegionOps<M: AddressSpace> {
+    pub(crate) memory: Arc<Memory<M>>,
+    pub(crate) residents: Residents,
+}
 
 impl<M: AddressSpace> PagemapOps<M> for RegionOps<M> {
     fn populate(
@@ -24,16 +27,17 @@ impl<M: AddressSpace> PagemapOps<M> for RegionOps<M> {
         cause: Cause,
     ) -> Result<(), MigrateError> {
         let mut blocks = span.blocks();
-        blocks.try_for_each(|piece| self.0.populate(pagemap, piece, timeslice, cause))
+        blocks.try_for_each(|piece| self.populate_in_block(pagemap, piece, timeslice, cause))
     }
 
     fn device_map(&self, page: DevicePfn, peer: Peer) -> Option<PagemapAddr> {
-        if peer == self.0.peer {
+        let memory = &*self.memory;
+        if peer == memory.peer {
             return Some(PagemapAddr::Vram(page.dev_addr()));
         }
-        let aperture = self.0.device.aperture()?;
+        let aperture = memory.device.aperture()?;
         let offset = page.dev_addr().offset_from(DevicePfn::new(0).dev_addr());
-        let reaches = self.0.fabrics.reach(peer, self.0.peer);
+        let reaches = memory.fabrics.reach(peer, memory.peer);
         reaches.then(|| PagemapAddr::Peer(aperture + offset))
     }
 
@@ -42,12 +46,29 @@ impl<M: AddressSpace> PagemapOps<M> for RegionOps<M> {
     }
 }
 
-impl<M: AddressSpace> Memory<M> {
+impl<M: AddressSpace> Drop for RegionOps<M> {
+    fn drop(&mut self) {
+        // Without an address space no handler runs.
+        if self.memory.mm.upgrade().is_some() {
+            self.residents.leave_behind();
+        }
+    }
+}
+
+impl<M: AddressSpace> RegionOps<M> {
+    /// Nothing lives in `memory` yet.
+    pub(crate) fn new(memory: &Arc<Memory<M>>) -> Self {
+        Self {
+            memory: Arc::clone(memory),
+            residents: Residents::default(),
+        }
+    }
+
     /// Moves what of `span`, which is in one block, is elsewhere to the device, as far as it goes:
-    /// pages of RAM and pages of peers. When a page of a peer has to stay there, everything stays
-    /// where it is: a range is mapped with pages of one memory.
-    fn populate(
-        self: &Arc<Self>,
+    /// pages of RAM and pages of peers. When a page has to stay where it is, on a peer or because a
+    /// launch declared it, everything does: a range is mapped with pages of one memory.
+    fn populate_in_block(
+        &self,
         pagemap: &Pagemap<M>,
         span: Span,
         timeslice: Duration,
@@ -59,13 +80,15 @@ impl<M: AddressSpace> Memory<M> {
             mode: Mode::Partial,
             cause,
         };
-        let mm = self.mm.upgrade().ok_or(MmError::Gone)?;
+        let mm = self.memory.mm.upgrade().ok_or(MmError::Gone)?;
         let mut homes = vec![Home::System; span.page_count().as_usize()];
         mm.range_fault(span, Some(pagemap.owner()), &mut homes)?;
-        if self.must_stay(&mm, pagemap, &homes) {
+        let runs = runs_elsewhere(pagemap, span, &homes);
+        let is_declared = || self.memory.stays.is_staying(span);
+        if !runs.is_empty() && (is_declared() || self.must_stay(&mm, pagemap, &homes)) {
             return Err(MigrateError::NothingCollected { span });
         }
-        for run in runs_elsewhere(pagemap, span, &homes) {
+        for run in runs {
             match self.populate_run(pagemap, &request(run)) {
                 // One of the engines does not copy to the other device: through RAM, then.
                 Err(MigrateError::Devmem {
@@ -82,21 +105,24 @@ impl<M: AddressSpace> Memory<M> {
     }
 
     fn populate_run(
-        self: &Arc<Self>,
+        &self,
         pagemap: &Pagemap<M>,
         request: &MigrateRequest,
     ) -> Result<(), MigrateError> {
         let span = request.span;
         let devmem = self.allocate(pagemap, span.page_count());
         let devmem = Arc::new(devmem.ok_or(MigrateError::NoSpace { span })?);
+        let moving = self.memory.stays.begin_move(span);
+        let moving = moving.ok_or(MigrateError::NothingCollected { span })?;
         migrate::migrate_to_devmem(pagemap, &devmem, request)?;
-        self.vram.add_resident(Resident { devmem, span });
+        drop(moving);
+        self.residents.add(Resident { devmem, span });
         Ok(())
     }
 
     /// Whether a page lives on a peer and may not leave it now.
     fn must_stay(&self, mm: &M, pagemap: &Pagemap<M>, homes: &[Home]) -> bool {
-        let Some(pagemaps) = self.pagemaps.upgrade() else {
+        let Some(pagemaps) = self.memory.pagemaps.upgrade() else {
             return false;
         };
         let now = mm.now();
@@ -106,7 +132,7 @@ impl<M: AddressSpace> Memory<M> {
         });
         let devmem_of = |page| pagemaps.page_to_pagemap(page)?.devmem_of(page);
         let mut allocations = of_peers.filter_map(devmem_of);
-        allocations.any(|devmem| devmem.stays_until(now, true).is_some())
+        allocations.any(|devmem| devmem.stays_until(now, Holds::All).is_some())
     }
 }
 

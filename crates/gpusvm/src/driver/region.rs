@@ -1,21 +1,26 @@
 //! One device's memory in one address space: `xe_vram_region`.
 //!
 //! ```text
-//!   VramRegion ---> Pagemap ---> RegionOps ---> Memory      what is free, what lives there, copies
-//!       |                                         ^
-//!       `-----------------------------------------'
+//!   VramRegion ---> Pagemap ---> RegionOps ---> Memory      what is free, copies
+//!       |                         ^      |        ^
+//!       `-------------------------'      |        |
+//!                                        |    allocation
+//!                                        v        ^
+//!                                     Residents --'         what lives there
 //! ```
 //!
 //! The pagemap belongs to the address space and calls back through `RegionOps`, which knows neither
-//! the pagemap nor the region: nothing keeps itself alive.
+//! the pagemap nor the region; and what lives in a memory keeps it alive, but not the list of what lives
+//! there: nothing keeps itself alive.
 
 use crate::driver::counters::{RegionStats, Traffic};
 use crate::driver::devices::Fabrics;
 use crate::driver::populate::RegionOps;
+use crate::driver::stays::Stays;
 use crate::driver::vm::{Vm, VmError};
 use crate::driver::vram::Vram;
 use crate::driver::{Devices, devmem};
-use gpusvm_device::{Device, VmId};
+use gpusvm_device::{Device, FaultMode, VmId};
 use gpusvm_mm::{AddressSpace, Time};
 use gpusvm_pagemap::{Cause, EvictError, Owner, Pagemap, PagemapSpec, Pagemaps, Peer, RebindError};
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +32,7 @@ use gpusvm_types::PageCount;
 pub struct VramRegion<M: AddressSpace> {
     devices: Arc<Devices<M>>,
     pagemap: Arc<Pagemap<M>>,
+    ops: Arc<RegionOps<M>>,
     memory: Arc<Memory<M>>,
     owner: Owner,
 }
@@ -41,6 +47,7 @@ pub(crate) struct Memory<M: AddressSpace> {
     pub(crate) pagemaps: Weak<Pagemaps<M>>,
     pub(crate) peer: Peer,
     pub(crate) fabrics: Arc<Fabrics>,
+    pub(crate) stays: Arc<Stays>,
     /// Who may have its pages mapped.
     vms: Mutex<Vec<Weak<Vm<M>>>>,
     scrub: AtomicBool,
@@ -63,6 +70,7 @@ impl<M: AddressSpace> VramRegion<M> {
             pagemaps: Arc::downgrade(devices.pagemaps()),
             peer: owner.peer(),
             fabrics: Arc::clone(devices.fabrics()),
+            stays: Arc::clone(devices.stays()),
             vms: Mutex::new(Vec::new()),
             scrub: AtomicBool::new(false),
         });
@@ -70,12 +78,14 @@ impl<M: AddressSpace> VramRegion<M> {
             peer: owner.peer(),
             owner: owner.id(),
             pages,
+            refaults: memory.device.caps().faults == FaultMode::Replayable,
         };
-        let ops = Arc::new(RegionOps(Arc::clone(&memory)));
-        let pagemap = Pagemap::new(devices.pagemaps(), spec, ops)?;
+        let ops = Arc::new(RegionOps::new(&memory));
+        let pagemap = Pagemap::new(devices.pagemaps(), spec, Arc::clone(&ops) as _)?;
         Ok(Arc::new(Self {
             devices: Arc::clone(devices),
             pagemap,
+            ops,
             memory,
             owner,
         }))
@@ -127,7 +137,9 @@ impl<M: AddressSpace> VramRegion<M> {
     /// address space failed at. The memory is unbound all the same.
     pub fn unbind(&self) -> Result<(), EvictError> {
         self.pagemap.unbind();
-        self.pagemap.evict_all(Cause::Asked)?;
+        let evicted = self.pagemap.evict_all(Cause::Asked);
+        self.ops.residents.forget_gone();
+        evicted?;
         Ok(self.memory.settle()?)
     }
 
@@ -137,8 +149,7 @@ impl<M: AddressSpace> VramRegion<M> {
     ///
     /// `Bound` when it is, `InUse` when pages could not leave before (both `EBUSY`).
     pub fn rebind(&self) -> Result<(), RebindError> {
-        self.pagemap
-            .rebind(Arc::new(RegionOps(Arc::clone(&self.memory))))
+        self.pagemap.rebind(Arc::clone(&self.ops) as _)
     }
 
     /// The device address space with this number, if it is one of this region's, and open.

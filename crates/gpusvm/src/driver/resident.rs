@@ -10,14 +10,18 @@
 //! A leased allocation is not evicted, no other device takes it, and the CPU waits for it. Whoever moves
 //! pages looks at the lease with their block locked: so either the lease is seen, or the pages were
 //! taken before the block was locked here, and then the range is not mapped any more.
+//!
+//! Pages of the range that are in RAM stay there too, where the device could not fault if they went: see
+//! [`stays`](crate::driver::stays). They do so from before the range is seen as mapped.
 
 use crate::driver::counters;
 use crate::driver::fault::{self, Request};
+use crate::driver::stays::Stay;
 use crate::driver::vm::Vm;
-use gpusvm_device::{Access, FaultError};
+use gpusvm_device::{Access, FaultError, FaultMode};
 use gpusvm_mm::{AddressSpace, Block, Home, MmError};
 use gpusvm_pagemap::{Cause, Devmem};
-use gpusvm_svm::{Permission, Range};
+use gpusvm_svm::Range;
 use gpusvm_sync::Arc;
 use gpusvm_types::{Span, VirtAddr};
 
@@ -33,30 +37,38 @@ pub struct Declared {
     pub access: Access,
 }
 
-/// Keeps memory on the device until it is dropped.
+/// Keeps memory on the device until it is dropped, and what of it the device reaches in RAM there.
 #[derive(Debug, Default)]
 #[must_use = "pages may leave as soon as it is dropped"]
-pub struct Lease(Vec<Arc<Devmem>>);
+pub struct Lease {
+    allocations: Vec<Arc<Devmem>>,
+    stays: Vec<Stay>,
+}
 
 impl Lease {
     /// How many allocations it keeps.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.allocations.len()
     }
 
     fn take(&mut self, devmem: Arc<Devmem>) {
         // Neighbours are usually of one allocation.
-        let known = self.0.iter().rev().any(|other| Arc::ptr_eq(other, &devmem));
-        if !known {
+        let mut known = self.allocations.iter().rev();
+        if !known.any(|other| Arc::ptr_eq(other, &devmem)) {
             devmem.lease();
-            self.0.push(devmem);
+            self.allocations.push(devmem);
         }
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.allocations.append(&mut other.allocations);
+        self.stays.append(&mut other.stays);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.iter().for_each(|devmem| devmem.unlease());
+        self.allocations.iter().for_each(|devmem| devmem.unlease());
     }
 }
 
@@ -67,11 +79,20 @@ impl<M: AddressSpace> Vm<M> {
     ///
     /// What a lane that touches it would stop with; `Gave` when it is taken away again each time.
     pub fn make_resident(&self, declared: &[Declared]) -> Result<Lease, FaultError> {
+        // A fork waits for leases. Who has some must not wait for a fork, to get more.
+        let forks_later = self.svm().mm().no_fork();
+        let at = declared.first().map(|first| first.span.start());
+        if let (None, Some(at)) = (&forks_later, at) {
+            return Err(FaultError::Closed { at });
+        }
         let mut lease = Lease::default();
-        for Declared { span, access } in declared {
-            let mut at = span.start();
-            while at < span.end() {
-                at = self.make_range_resident(at, *access, &mut lease)?;
+        // What needs device memory first: its pages must not have to stay in RAM for the others.
+        for wanted in [Access::Atomic, Access::Write, Access::Read] {
+            for Declared { span, .. } in declared.iter().filter(|it| it.access == wanted) {
+                let mut at = span.start();
+                while at < span.end() {
+                    at = self.make_range_resident(at, wanted, &mut lease)?;
+                }
             }
         }
         Ok(lease)
@@ -93,9 +114,9 @@ impl<M: AddressSpace> Vm<M> {
         for _ in 0..MAX_SLIPS {
             fault::make_accessible(self, &request)?;
             if let Some(range) = self.svm().range_find(at) {
-                match self.lease(&range, fault::wanted(access)) {
-                    Ok(Some(mut here)) => {
-                        lease.0.append(&mut here.0);
+                match self.lease(&range, access) {
+                    Ok(Some(here)) => {
+                        lease.append(here);
                         return Ok(range.span().end());
                     }
                     Ok(None) => {}
@@ -111,10 +132,14 @@ impl<M: AddressSpace> Vm<M> {
     }
 
     /// Leases what the pages of a range live in. `None` when it is not mapped any more.
-    fn lease(&self, range: &Range<M>, wanted: Permission) -> Result<Option<Lease>, MmError> {
+    fn lease(&self, range: &Range<M>, access: Access) -> Result<Option<Lease>, MmError> {
         let _serving = range.serve();
         let mut lease = Lease::default();
         let mm = self.svm().mm();
+        if range.can_migrate() && self.caps().faults == FaultMode::Declared {
+            let stays = self.region.devices().stays();
+            lease.stays.push(stays.stay(range.span()));
+        }
         // Pages that cannot migrate need no lease to stay where they are.
         let block = match range.can_migrate().then(|| mm.lock_block(range.span())) {
             Some(Ok(block)) => Some(block),
@@ -131,7 +156,7 @@ impl<M: AddressSpace> Vm<M> {
             }
         }
         // Asked with the block locked: nothing was taken since the leases.
-        let mapped = range.pages().allow(wanted) && !range.is_gone();
+        let mapped = fault::is_served(range, access, self.caps()) && !range.is_gone();
         drop(block);
         Ok(mapped.then_some(lease))
     }

@@ -67,7 +67,13 @@ impl<M: AddressSpace> Vm<M> {
             return;
         };
         while let Some(range) = self.revisits.take_due(self.now()) {
-            self.svm().range_unmap(&range);
+            // Declared by a launch of a device that cannot fault: not before it has ended. None begins
+            // to need it meanwhile, that would take who serves the range.
+            let _serving = range.serve();
+            match self.region.devices().stays().is_staying(range.span()) {
+                true => self.revisits.add(self.now().after(BUSY_AGAIN), &range),
+                false => self.svm().range_unmap(&range),
+            }
         }
         self.svm().collect_garbage();
     }

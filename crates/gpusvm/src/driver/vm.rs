@@ -18,7 +18,7 @@ use gpusvm_pagemap::{Cause, PagemapAddr};
 use gpusvm_svm::{Config, GpuSvm, PageRun, Permission, Quiesced, SvmOps};
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
 use gpusvm_sync::{Arc, RwLock, RwLockReadGuard};
-use gpusvm_types::{ByteSize, Span, VirtAddr};
+use gpusvm_types::{BLOCK_SIZE, PAGE_SIZE, Span, VirtAddr};
 
 /// One address space of one device, which mirrors a process. Dropping it closes it.
 #[derive(Debug)]
@@ -62,9 +62,11 @@ impl<M: AddressSpace> Vm<M> {
         let device = Arc::clone(region.device());
         let id = device.page_tables().create_vm()?;
         let sizes = device.caps().page_sizes.sizes;
-        let largest = |size: &ByteSize| *size <= gpusvm_types::BLOCK_SIZE;
+        // A range that does not fit the device's memory could never live there.
+        let largest = region.total().bytes().clamp(PAGE_SIZE, BLOCK_SIZE);
+        let sizes = sizes.iter().copied().filter(|size| *size <= largest);
         let config = Config {
-            chunk_sizes: sizes.iter().copied().filter(largest).collect(),
+            chunk_sizes: sizes.collect(),
             ..Config::default()
         };
         let mm = Arc::clone(region.devices().mm());

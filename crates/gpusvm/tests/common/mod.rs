@@ -68,6 +68,20 @@ impl Policy for Stay {
     }
 }
 
+/// Pages stay where they are, and are looked at again after a while, or never.
+#[derive(Debug)]
+pub(crate) struct InPlace(pub(crate) Option<Duration>);
+
+impl Policy for InPlace {
+    fn on_device_fault(&self, _: &FaultInfo) -> Plan {
+        Plan {
+            migrate: false,
+            timeslice: Duration::ZERO,
+            ask_again: self.0,
+        }
+    }
+}
+
 /// The engine, and a note about the rung it is on.
 pub(crate) fn built(builder: Builder) -> Svm {
     let svm = builder.build().unwrap();
@@ -207,13 +221,18 @@ pub(crate) struct World {
 }
 
 pub(crate) fn world(gpus: &[Arc<dyn Device>]) -> World {
+    world_with(gpus, Stay(Duration::ZERO))
+}
+
+/// As `world`, with somebody else to decide where pages live.
+pub(crate) fn world_with(gpus: &[Arc<dyn Device>], policy: impl Policy + 'static) -> World {
     let process = Process::start(Options::default()).unwrap();
     let devices = Devices::new(&process);
     let regions = gpus
         .iter()
         .map(|gpu| VramRegion::new(&devices, Arc::clone(gpu)).unwrap());
     let regions: Vec<_> = regions.collect();
-    let policy: Arc<dyn Policy> = Arc::new(Stay(Duration::ZERO));
+    let policy: Arc<dyn Policy> = Arc::new(policy);
     let vms = regions
         .iter()
         .map(|region| Vm::new(region, Arc::clone(&policy)).unwrap());

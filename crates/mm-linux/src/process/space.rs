@@ -2,6 +2,7 @@
 
 use super::{Process, piece_of};
 use crate::block::{BlockGuard, NotHere};
+use crate::fork::Pass;
 use crate::sys::procmem::ProcMem;
 use core::time::Duration;
 use gpusvm_mm::{
@@ -21,6 +22,7 @@ const MAX_HOMECOMINGS: u64 = 8;
 
 impl AddressSpace for Process {
     type Block<'a> = BlockGuard<'a>;
+    type NoFork<'a> = Pass<'a>;
 
     fn now(&self) -> Time {
         Time::since_start(self.began.elapsed())
@@ -113,6 +115,10 @@ impl AddressSpace for Process {
             // mapping ends.
             block.unregister_if_unused();
         }
+    }
+
+    fn no_fork(&self) -> Option<Self::NoFork<'_>> {
+        self.gate.pass().filter(|_| !self.is_gone())
     }
 
     fn lock_block(&self, span: Span) -> Result<Self::Block<'_>, MmError> {

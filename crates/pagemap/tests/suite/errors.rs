@@ -6,8 +6,11 @@ use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_mm_sim::{Backing, Prot, Step};
 use gpusvm_pagemap::evict::{EVICT_TRIES, evict_to_ram};
 use gpusvm_pagemap::migrate::migrate_to_devmem;
-use gpusvm_pagemap::{Cause, Devmem, DevmemError, EvictError, MigrateError, Mode, RebindError};
-use gpusvm_types::{PageCount, Span};
+use gpusvm_pagemap::{
+    Cause, Devmem, DevmemError, EvictError, MigrateError, Mode, Pagemap, PagemapSpec, Peer,
+    RebindError,
+};
+use gpusvm_types::{OwnerId, PageCount, Span};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -275,6 +278,29 @@ fn rebind_of_a_bound_or_used_memory_is_ebusy() {
     lab.check(span, 1);
     assert_eq!(pagemap.rebind(ops()), Ok(()));
     lab.assert_empty();
+}
+
+#[test]
+fn a_memory_too_many_is_enospc() {
+    let lab = Lab::new(&[0]);
+    let ops = || Arc::new(crate::device::Ops(Arc::clone(lab.device())));
+    let add = |number| {
+        let spec = PagemapSpec {
+            peer: Peer(number),
+            owner: OwnerId(0),
+            pages: PageCount::ONE,
+            refaults: true,
+        };
+        Pagemap::new(&lab.pagemaps, spec, ops())
+    };
+    let error = (1..1000).find_map(|number| add(number).err()).unwrap();
+    assert_eq!(error, MmError::TooManyDevices);
+    assert_eq!(error.errno(), 28);
+    let all = lab.pagemaps.all();
+    assert!(all.len() > 1 && all.iter().all(|pagemap| pagemap.is_bound()));
+    assert_eq!(add(1000).unwrap_err(), error);
+    assert_eq!(lab.pagemaps.all().len(), all.len(), "it is in no list");
+    lab.device().migrate(lab.block(1)).unwrap();
 }
 
 #[test]

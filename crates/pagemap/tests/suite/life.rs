@@ -5,7 +5,7 @@ use crate::lab::{BLOCK, Lab, part};
 use gpusvm_mm::{AddressSpace, Home};
 use gpusvm_pagemap::migrate::migrate_to_devmem;
 use gpusvm_pagemap::{Cause, Mode};
-use gpusvm_types::{DevicePfn, PageCount};
+use gpusvm_types::{DevicePfn, OwnerId, PageCount};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,38 @@ fn bound_again_it_takes_pages_as_before() {
         "no new memory"
     );
     lab.check(span, 1);
+    lab.assert_empty();
+}
+
+/// Each memory numbers its pages from zero, has a number of its own in the address space, and is found
+/// by its device and by each of its pages.
+#[test]
+fn memories_of_one_address_space_are_told_apart() {
+    let lab = Lab::new(&[0, 0]);
+    let numbers = lab.devices.iter().map(|device| {
+        let span = lab.block(1);
+        device.migrate(span).unwrap();
+        let pagemap = device.pagemap();
+        let found = lab.pagemaps.of_peer(device.peer).unwrap();
+        assert!(Arc::ptr_eq(&found, &pagemap));
+        assert_eq!((found.peer(), found.owner()), (device.peer, OwnerId(0)));
+        let (devmem, _) = pagemap.live().remove(0);
+        let pages = lab.homes(span).into_iter().map(|home| {
+            let Home::Device(page) = home else {
+                panic!("it is {home:?}");
+            };
+            let found = lab.pagemaps.page_to_pagemap(page).unwrap();
+            assert!(Arc::ptr_eq(&found, &pagemap));
+            assert!(Arc::ptr_eq(&found.devmem_of(page).unwrap(), &devmem));
+            assert_eq!(page, pagemap.page(page.pfn));
+            page.pfn.get()
+        });
+        assert!(pages.eq(0..512));
+        lab.check(span, 1);
+        pagemap.page(DevicePfn::new(0)).memory
+    });
+    let numbers: Vec<_> = numbers.collect();
+    assert_ne!(numbers[0], numbers[1]);
     lab.assert_empty();
 }
 

@@ -3,7 +3,9 @@
 use crate::lab::{Lab, RANGE, WRITE, part};
 use gpusvm_mm::{AddressSpace, Reason};
 use gpusvm_mm_sim::{Backing, Options, Prot};
-use gpusvm_types::{ByteSize, PageCount, Span};
+use gpusvm_svm::{Config, GpuSvm};
+use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 /// Windows of two ranges.
@@ -77,6 +79,62 @@ fn has_mapping_looks_at_every_page_of_a_range() {
     assert!(!has(2 * RANGE, RANGE) && has(0, 512));
     lab.svm.range_unmap(&range);
     assert!(!has(0, 512));
+    lab.assert_ends();
+}
+
+#[test]
+fn ranges_are_found_by_their_pages() {
+    let lab = Lab::new(&[0]);
+    let block = lab.block();
+    // The later one first, and no range between them.
+    let ranges = [3, 1].map(|i| lab.range(part(block, i * RANGE, 1).start()));
+    for range in &ranges {
+        let span = range.span();
+        let last = VirtAddr::new(span.end().get() - 1);
+        for at in span.pages().map(|page| page.start()).chain([last]) {
+            assert!(Arc::ptr_eq(&lab.svm.range_find(at).unwrap(), range));
+        }
+        assert!(
+            lab.svm
+                .range_find(VirtAddr::new(span.start().get() - 1))
+                .is_none()
+        );
+        assert!(lab.svm.range_find(span.end()).is_none());
+    }
+    let found = |first, count| lab.svm.ranges_in(part(block, first, count));
+    let [later, earlier] = &ranges;
+    let both = found(0, 512);
+    assert!(Arc::ptr_eq(&both[0], earlier) && Arc::ptr_eq(&both[1], later));
+    assert_eq!(both.len(), 2);
+    assert_eq!(found(2 * RANGE - 1, RANGE + 2).len(), 2, "a page of each");
+    assert_eq!(found(2 * RANGE, RANGE).len(), 0, "what is between them");
+    assert!(lab.svm.range_remove(earlier));
+    assert!(lab.svm.range_find(earlier.span().start()).is_none());
+    assert_eq!(found(0, 512).len(), 1);
+    lab.assert_ends();
+}
+
+/// Windows and chunks that could not be looked up, or would not fit into each other.
+#[test]
+fn sizes_that_cannot_work_are_refused_at_once() {
+    let lab = Lab::new(&[0]);
+    let (mib, kib) = (ByteSize::mib, ByteSize::kib);
+    let refused = |notifier_size, chunk_sizes: &[ByteSize]| {
+        let config = Config {
+            notifier_size,
+            chunk_sizes: chunk_sizes.to_vec(),
+        };
+        let (sim, ops) = (Arc::clone(&lab.sim), Arc::clone(&lab.gpu));
+        let new = AssertUnwindSafe(|| drop(GpuSvm::new(sim, config, ops)));
+        std::panic::catch_unwind(new).is_err()
+    };
+    assert!(refused(mib(3), &[mib(2), kib(4)]), "no power of two");
+    assert!(refused(mib(1), &[mib(2), kib(4)]), "no room for a chunk");
+    assert!(refused(mib(8), &[mib(4), kib(4)]), "more than a block");
+    assert!(refused(mib(2), &[kib(4), kib(64)]), "ascending");
+    assert!(refused(mib(2), &[mib(2), kib(64)]), "without pages");
+    assert!(refused(mib(2), &[]), "no chunks");
+    assert!(!refused(mib(2), &[mib(2), kib(64), kib(4)]));
     lab.assert_ends();
 }
 

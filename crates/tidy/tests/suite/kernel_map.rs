@@ -107,6 +107,23 @@ fn what_has_no_counterpart_says_why() {
 }
 
 #[test]
+fn what_has_a_counterpart_has_a_test() {
+    let tree = Tree::read();
+    let page = page(&tree);
+    let mut findings = Vec::new();
+    for (at, cells) in pages::rows(page, "kernel") {
+        let names = |column: usize| cells.get(column).and_then(|cell| quoted(cell).next());
+        if names(1).is_some() && names(3).is_none() {
+            findings.push(page.at(at, cells[0]));
+        }
+    }
+    assert_none(
+        "a row with a `here` names the test that shows it",
+        &findings,
+    );
+}
+
+#[test]
 fn every_name_of_the_kernel_has_a_row() {
     let tree = Tree::read();
     let rows = pages::rows(page(&tree), "kernel");
