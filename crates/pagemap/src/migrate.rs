@@ -57,7 +57,7 @@ pub struct Migrated {
 ///
 /// # Errors
 ///
-/// In the order of the checks: `Unbound` (`ENODEV`), `Gone` (`EFAULT`), `TooSmall` (`EINVAL`), `NoMapping`
+/// In the order of the checks: `Gone` (`EFAULT`), `Unbound` (`ENODEV`), `TooSmall` (`EINVAL`), `NoMapping`
 /// (`ENOENT`), `CrossesMapping` (`EINVAL`), `NotAnonymous` (`EBUSY`), what `populate_pfn` failed at, what
 /// the address space refused, `NothingCollected` (`EFAULT`), `NotAllCollected` (`EBUSY`), and what a copy
 /// failed at.
@@ -79,8 +79,10 @@ fn try_migrate<M: AddressSpace>(
     request: &MigrateRequest,
 ) -> Result<Migrated, MigrateError> {
     let span = request.span;
-    let bound = pagemap.enter().ok_or(MigrateError::Unbound { span })?;
     let mm = pagemap.mm.upgrade().ok_or(MmError::Gone)?;
+    // First: unbinding waits for who is bound, and must not wait for a fork with it.
+    let _no_fork = mm.no_fork().ok_or(MmError::Gone)?;
+    let bound = pagemap.enter().ok_or(MigrateError::Unbound { span })?;
     check(&*mm, devmem, span)?;
     let failed = |error| MigrateError::Devmem { span, error };
     let mut pfns = [DevicePfn::new(0); PAGES_PER_BLOCK];

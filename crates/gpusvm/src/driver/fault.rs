@@ -98,9 +98,10 @@ pub(crate) fn make_accessible<M: AddressSpace>(
 
 /// One pass over a fault, from nothing to a mapping.
 fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<Pass, FaultError> {
-    let Some(_working) = vm.enter() else {
-        return Err(FaultError::Closed { at: request.at });
-    };
+    let closed = FaultError::Closed { at: request.at };
+    // Before everything that others wait for: nobody is to wait for who waits for a fork.
+    let _no_fork = vm.svm().mm().no_fork().ok_or(closed)?;
+    let _working = vm.enter().ok_or(closed)?;
     vm.svm().collect_garbage();
     let mut ctx = context(vm, request);
     let range = match vm.svm().range_find_or_insert(request.at, &ctx) {

@@ -81,6 +81,8 @@ impl<M: AddressSpace> RegionOps<M> {
             cause,
         };
         let mm = self.memory.mm.upgrade().ok_or(MmError::Gone)?;
+        // Before the move is announced: who declares memory waits for those that are.
+        let _no_fork = mm.no_fork().ok_or(MmError::Gone)?;
         let mut homes = vec![Home::System; span.page_count().as_usize()];
         mm.range_fault(span, Some(pagemap.owner()), &mut homes)?;
         let runs = runs_elsewhere(pagemap, span, &homes);

@@ -42,6 +42,7 @@ impl<M: AddressSpace> Vm<M> {
         cause: Cause,
     ) -> Result<(VirtAddr, Result<(), MigrateError>), MigrateError> {
         let page = Span::page_of(at);
+        let _no_fork = self.svm().mm().no_fork().ok_or(MmError::Gone)?;
         let _working = self.enter().ok_or(MmError::Gone)?;
         let ctx = FaultCtx {
             owner: Some(self.region.pagemap().owner()),

@@ -79,13 +79,15 @@ impl<M: AddressSpace> Vm<M> {
     ///
     /// What a lane that touches it would stop with; `Gave` when it is taken away again each time.
     pub fn make_resident(&self, declared: &[Declared]) -> Result<Lease, FaultError> {
-        // A fork waits for leases. Who has some must not wait for a fork, to get more.
-        let forks_later = self.svm().mm().no_fork();
-        let at = declared.first().map(|first| first.span.start());
-        if let (None, Some(at)) = (&forks_later, at) {
-            return Err(FaultError::Closed { at });
-        }
         let mut lease = Lease::default();
+        let Some(first) = declared.first() else {
+            return Ok(lease);
+        };
+        let closed = FaultError::Closed {
+            at: first.span.start(),
+        };
+        // A fork waits for leases. Who has some must not wait for a fork, to get more.
+        let _no_fork = self.svm().mm().no_fork().ok_or(closed)?;
         // What needs device memory first: its pages must not have to stay in RAM for the others.
         for wanted in [Access::Atomic, Access::Write, Access::Read] {
             for Declared { span, .. } in declared.iter().filter(|it| it.access == wanted) {
