@@ -2,14 +2,13 @@
 
 use crate::fork::Pass;
 use crate::inbound::LinuxInbound;
-use crate::memories::Freed;
 use crate::outbound::LinuxOutbound;
 use crate::process::Process;
 use crate::region::{BlockState, Region};
 use core::time::Duration;
 use gpusvm_mm::{
-    Block, CpuFault, DevicePage, FaultOutcome, Home, Invalidation, MmError, Place, Reason, Wanted,
-    WordState,
+    Block, CpuFault, DevicePage, FaultOutcome, Freed, Home, Invalidation, MmError, Place, Reason,
+    Wanted, WordState,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;

@@ -23,14 +23,13 @@
 //! there, or is found in the queue. The event thread takes one block at a time.
 
 use crate::block::BlockGuard;
-use crate::memories::Freed;
 use crate::outbound::runs;
 use crate::process::Process;
 use crate::region::Region;
 use crate::regions::Part;
 use crate::stats::Counters;
 use crate::sys::uffd::Event;
-use gpusvm_mm::{Block, Place, Reason, WordState};
+use gpusvm_mm::{Block, Freed, Place, Reason, WordState};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_sync::{Arc, Condvar, Mutex, MutexGuard};
 use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};

@@ -7,11 +7,11 @@
 //! ```
 
 use crate::block::BlockGuard;
-use crate::memories::Freed;
 use crate::mover::Filled;
 use crate::outbound::{POLL, POLLS, runs};
+use crate::process::Process;
 use crate::staging::{Content, Slot, Want};
-use gpusvm_mm::{Block, DevicePage, Inbound, Leaving, MmError, Place, Reason};
+use gpusvm_mm::{Block, DevicePage, Freed, Inbound, Leaving, MmError, Place, Reason};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{ByteSize, PAGES_PER_BLOCK, PageCount, PageIndex, Span};
 use rustix::io::Errno;
@@ -87,7 +87,7 @@ impl<'b> LinuxInbound<'b> {
 
     /// Fills the pages that are to come home and lets them live in RAM: run by run as far as it goes,
     /// then page by page.
-    fn arrive(&mut self, freed: &mut Freed<'_>) -> Result<(), Errno> {
+    fn arrive(&mut self, freed: &mut Freed<'_, Process>) -> Result<(), Errno> {
         let mut at = Some(self.span);
         while let Some(rest) = at {
             let Some((run, filled)) = self.fill_next(rest, freed) else {
@@ -113,7 +113,7 @@ impl<'b> LinuxInbound<'b> {
     }
 
     /// Fills the next run of pages of `rest` that are to come home, in one call.
-    fn fill_next(&mut self, rest: Span, freed: &mut Freed<'_>) -> Option<(Span, Filled)> {
+    fn fill_next(&mut self, rest: Span, freed: &mut Freed<'_, Process>) -> Option<(Span, Filled)> {
         // What the program gave up, or unmapped, is marked; what it is about to, it does after.
         let _held = self.block.process.source.hold();
         let first = self.span.index_of(rest.first_page());
@@ -129,7 +129,7 @@ impl<'b> LinuxInbound<'b> {
 
     /// The page may have been unmapped, or moved, meanwhile: that becomes known as soon as the event
     /// is read, and then it stays.
-    fn arrive_alone(&mut self, page: Span, freed: &mut Freed<'_>) -> Result<(), Errno> {
+    fn arrive_alone(&mut self, page: Span, freed: &mut Freed<'_, Process>) -> Result<(), Errno> {
         let mut last = Errno::AGAIN;
         for _ in 0..POLLS {
             match self
@@ -147,7 +147,7 @@ impl<'b> LinuxInbound<'b> {
         Err(last)
     }
 
-    fn fill(&mut self, run: Span, freed: &mut Freed<'_>) -> Filled {
+    fn fill(&mut self, run: Span, freed: &mut Freed<'_, Process>) -> Filled {
         let slot = self.slot.as_mut().expect("found before pages left");
         let filled = self
             .block
@@ -170,7 +170,7 @@ impl<'b> LinuxInbound<'b> {
         filled
     }
 
-    fn settle(&mut self, run: Span, freed: &mut Freed<'_>) {
+    fn settle(&mut self, run: Span, freed: &mut Freed<'_, Process>) {
         let first = self.span.index_of(run.first_page());
         let words = self.block.region.words_in(run);
         for (word, leaving) in words.iter().zip(&mut self.leaving[first..]) {

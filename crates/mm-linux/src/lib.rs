@@ -56,7 +56,6 @@ mod outbound; // RAM to device, step by step
 mod inbound; // device to RAM, step by step
 mod staging; // where pages are between homes
 mod mover; // how pages are taken out and put back, by rung
-mod memories; // device memories and their owners
 mod stats; // what happened, counted
 mod sys; // the kernel's interfaces
 

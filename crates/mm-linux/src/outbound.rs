@@ -7,13 +7,12 @@
 //! ```
 
 use crate::block::BlockGuard;
-use crate::memories::Freed;
 use crate::mover::{Filled, Taken};
 use crate::staging::{Content, Slot};
 use core::iter;
 use core::time::Duration;
 use gpusvm_mm::{
-    Block, DevicePage, KeptReason, MmError, Outbound, PageWord, Place, Reason, Source,
+    Block, DevicePage, Freed, KeptReason, MmError, Outbound, PageWord, Place, Reason, Source,
 };
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{OwnerId, PAGES_PER_BLOCK, PageCount, PageIndex, Span, VirtAddr};

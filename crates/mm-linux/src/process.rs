@@ -5,7 +5,6 @@ use crate::delay::Delays;
 use crate::events::Events;
 use crate::fork::{self, Gate};
 use crate::handler::Crew;
-use crate::memories::Memories;
 use crate::mover::Mover;
 use crate::region::Region;
 use crate::regions::{Part, Regions};
@@ -16,7 +15,7 @@ use crate::sys::map::Mapping;
 use crate::sys::pagemap::PageMap;
 use crate::sys::probe::Rung;
 use crate::sys::procmap::VmaTable;
-use gpusvm_mm::{AddressSpace, FaultOutcome, Home, Notifiers, Wanted};
+use gpusvm_mm::{AddressSpace, FaultOutcome, Home, Memories, Notifiers, Wanted};
 use gpusvm_sync::Mutex;
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use gpusvm_types::{ByteSize, PageCount, PageIndex, Span, VirtAddr};
@@ -41,7 +40,7 @@ pub struct Process {
     pub(crate) mover: Box<dyn Mover>,
     pub(crate) source: Box<dyn FaultSource>,
     pub(crate) notifiers: Notifiers,
-    pub(crate) memories: Memories,
+    pub(crate) memories: Memories<Process>,
     pub(crate) events: Events,
     pub(crate) delays: Delays,
     pub(crate) crew: Crew,

@@ -3,13 +3,12 @@
 use crate::Sim;
 use crate::fork::Pass;
 use crate::inbound::SimInbound;
-use crate::memories::Freed;
 use crate::outbound::SimOutbound;
 use crate::region::{BlockState, Part, Region};
 use crate::stats::Counters;
 use gpusvm_mm::{
-    Block, CpuFault, DevicePage, FaultOutcome, Home, Invalidation, MmError, Place, Reason, Wanted,
-    WordState,
+    Block, CpuFault, DevicePage, FaultOutcome, Freed, Home, Invalidation, MmError, Place, Reason,
+    Wanted, WordState,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;

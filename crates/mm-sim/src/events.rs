@@ -18,10 +18,9 @@
 use crate::Sim;
 use crate::block::BlockGuard;
 use crate::kernel::{Kernel, translate};
-use crate::memories::Freed;
 use crate::region::{Part, Region};
 use crate::stats::Counters;
-use gpusvm_mm::{Block, Invalidation, Place, Reason};
+use gpusvm_mm::{Block, Freed, Invalidation, Place, Reason};
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{PageIndex, Span, VirtAddr};

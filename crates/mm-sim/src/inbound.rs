@@ -8,11 +8,10 @@
 
 use crate::block::BlockGuard;
 use crate::injector::Step;
-use crate::memories::Freed;
 use crate::outbound::{EAGAIN, runs};
 use crate::staging::Slot;
 use crate::stats::Counters;
-use gpusvm_mm::{Block, DevicePage, Inbound, Leaving, MmError, Place, Reason};
+use gpusvm_mm::{Block, DevicePage, Freed, Inbound, Leaving, MmError, Place, Reason};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{ByteSize, PAGES_PER_BLOCK, PageIndex, Span};
 

@@ -67,7 +67,6 @@ mod kernel; // mappings and page table
 mod region; // words and locks of a mirrored mapping
 mod frame; // real bytes
 mod staging; // where pages are between homes
-mod memories; // whose device pages are
 mod check; // what must be true
 mod injector; // what fails
 mod runtime; // who runs, and the clock

@@ -11,12 +11,11 @@ use crate::block::BlockGuard;
 use crate::events::Job;
 use crate::injector::Step;
 use crate::kernel::{Kernel, Pte, translate};
-use crate::memories::Freed;
 use crate::staging::Slot;
 use crate::stats::Counters;
 use core::iter;
 use gpusvm_mm::{
-    Block, DevicePage, KeptReason, MmError, Outbound, PageWord, Place, Reason, Source,
+    Block, DevicePage, Freed, KeptReason, MmError, Outbound, PageWord, Place, Reason, Source,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;

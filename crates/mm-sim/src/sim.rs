@@ -3,12 +3,11 @@
 use crate::fork::Gate;
 use crate::injector::Injector;
 use crate::kernel::Kernel;
-use crate::memories::Memories;
 use crate::runtime::{Body, Runtime, ThreadTimes};
 use crate::staging::Staging;
 use crate::stats::{Counters, SimStats};
 use core::fmt;
-use gpusvm_mm::{DeviceMemoryId, Home, Mirror, Notifiers, Time};
+use gpusvm_mm::{DeviceMemoryId, Home, Memories, Mirror, Notifiers, Time};
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
 use gpusvm_sync::{Arc, Mutex};
 use gpusvm_types::{PageCount, PageIndex, Span, VirtAddr};
@@ -57,7 +56,7 @@ pub struct Sim {
     pub(crate) kernel: Mutex<Kernel>,
     pub(crate) staging: Staging,
     pub(crate) notifiers: Notifiers,
-    pub(crate) memories: Memories,
+    pub(crate) memories: Memories<Self>,
     pub(crate) gate: Gate,
     pub(crate) injector: Arc<Injector>,
     pub(crate) counters: Counters,
@@ -75,7 +74,7 @@ impl Sim {
             kernel: Mutex::new(Kernel::new(options.huge)),
             staging: Staging::new(options.staging_blocks),
             notifiers: Notifiers::default(),
-            memories: Memories::new(),
+            memories: Memories::default(),
             gate: Gate::default(),
             injector: Injector::new(),
             counters: Counters::default(),

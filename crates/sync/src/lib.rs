@@ -9,7 +9,7 @@
 //! Where a simulated world decides who runs, it is asked before anybody waits: see [`Scheduler`].
 #![forbid(unsafe_code)]
 
-pub use std::sync::{Arc, Weak};
+pub use std::sync::{Arc, OnceLock, Weak};
 
 /// Atomic integers.
 pub mod atomic {

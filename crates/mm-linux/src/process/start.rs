@@ -5,7 +5,6 @@ use crate::delay::Delays;
 use crate::events::{self, Events};
 use crate::fork::{self, Gate};
 use crate::handler::{self, Crew};
-use crate::memories::Memories;
 use crate::mover::{Mover, Remapper, UffdMover};
 use crate::regions::Regions;
 use crate::source::FaultSource;
@@ -18,6 +17,7 @@ use crate::sys::probe::{Capabilities, Rung};
 use crate::sys::procmap::VmaTable;
 use crate::sys::thp::Thp;
 use crate::sys::uffd::{Features, Flavour, OpenError, RegisterModes, Uffd};
+use gpusvm_mm::Memories;
 use gpusvm_mm::Notifiers;
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32};
 use gpusvm_sync::{Arc, Mutex};
@@ -87,7 +87,7 @@ impl Process {
             mover,
             source,
             notifiers: Notifiers::default(),
-            memories: Memories::new(),
+            memories: Memories::default(),
             events: Events::new(),
             delays: Delays::new(),
             crew: Crew::new(),
