@@ -131,7 +131,7 @@ impl Events {
             }
         });
         // What a remap that is still queued will make known has no words yet: the job is all there is.
-        let is_needed = !known && queue.is_remapping();
+        let is_needed = !known && queue.concerns(span);
         if any || is_needed {
             queue = self.push(queue, Job::Removed { span }, is_needed);
         }
@@ -150,7 +150,7 @@ impl Events {
             });
         };
         let queue = self.queue.lock();
-        let is_needed = matches!(job, Job::Remapped { .. }) || queue.is_remapping();
+        let is_needed = matches!(job, Job::Remapped { .. }) || queue.concerns(span);
         let queue = self.push(queue, job, is_needed);
         mark(span);
         if let Job::Remapped { from, to } = job
@@ -166,6 +166,18 @@ impl Events {
     /// Whether a remap was read whose new place is not known to the region table yet.
     pub(crate) fn is_remapping(&self) -> bool {
         self.queue.lock().is_remapping()
+    }
+
+    /// Whether a remap was read whose new place this is, and is not known to the region table yet.
+    pub(crate) fn is_arriving(&self, at: VirtAddr) -> bool {
+        let queue = self.queue.lock();
+        let arrives = |job| match job {
+            Job::Remapped { from, to } => {
+                Span::from_len(to, from.len()).is_ok_and(|there| there.contains(at))
+            }
+            _ => false,
+        };
+        queue.pending().any(arrives)
     }
 
     /// Where a page is now that was remapped a moment ago, maybe more than once. `None` when it was not,
@@ -303,6 +315,17 @@ impl Queue {
             .any(|job| matches!(job, Job::Remapped { .. }))
     }
 
+    /// Whether a remap that is queued takes pages from `span`, or to it.
+    fn concerns(&self, span: Span) -> bool {
+        self.pending().any(|job| match job {
+            Job::Remapped { from, to } => {
+                let there = Span::from_len(to, from.len());
+                from.overlaps(span) || there.is_ok_and(|there| there.overlaps(span))
+            }
+            _ => false,
+        })
+    }
+
     fn pending(&self) -> impl Iterator<Item = Job> + '_ {
         (0..self.len).filter_map(|i| self.jobs[(self.first + i) % JOBS])
     }
@@ -366,7 +389,7 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
             continue;
         };
         let Ok(region) = Region::new(there).map(Arc::new) else {
-            process.report_lost(part.span, rustix::io::Errno::NOMEM);
+            lose(process, &part, there);
             continue;
         };
         // What was mirrored there before is no more.
@@ -395,6 +418,18 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
             process.mover.wake(piece);
         }
     }
+}
+
+/// No memory to mirror the new place with: what is on devices is lost, and a bus error from now on.
+fn lose(process: &Process, part: &Part, there: Span) {
+    unmapped(process, there);
+    for (old, new) in part.span.pages().zip(there.pages()) {
+        if let Place::Device(_) = part.region.word(old).get().place {
+            process.mover.poison(Span::page_of(new.start()));
+        }
+    }
+    unmapped(process, part.span);
+    process.report_lost(part.span, rustix::io::Errno::NOMEM);
 }
 
 fn hand_over(

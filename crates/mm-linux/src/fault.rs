@@ -46,12 +46,15 @@ pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
     // A device in software works on the page in place, and the program dropped it: whoever takes
     // the block may be waiting for that very access to end. Or whoever holds the block touched it.
     let word = part.region.word(arrival.at.page()).get();
-    // Or a copy reads a page in place that the program dropped, or moved away: what is read counts
-    // for nothing.
+    // Or what was dropped while it is away is touched: it is zero now.
     let is_engine = gpusvm_guarded::is_engine_thread(tid);
     let cannot_wait = (word.place == Place::System && is_engine)
         || block.is_breaker(tid)
-        || (word.place == Place::Collected && (word.dropped || word.unmapped));
+        || (word.place == Place::Collected && word.dropped)
+        // Where another mapping arrives, what is missing is not a hole: it may be on a device.
+        || (word.place == Place::Collected
+            && word.unmapped
+            && !process.events.is_arriving(arrival.at));
     let fill = || {
         process.mover.zero_fill(Span::page_of(arrival.at));
     };

@@ -43,9 +43,15 @@ pub struct Pass<'a> {
 }
 
 thread_local! {
-    /// How many passes this thread has. Who has one gets more: the gate waits for it anyway.
-    static PASSES: Cell<u32> = const { Cell::new(0) };
+    /// How many passes this thread has, of which gates. Who has one gets more: the gate waits for it
+    /// anyway.
+    static PASSES: Cell<[Passes; ENGINES_AT_ONCE]> = const { Cell::new([(0, 0); ENGINES_AT_ONCE]) };
 }
+
+/// A gate's address, and how many passes of it.
+type Passes = (usize, u32);
+/// Of how many engines one thread moves pages at the same time.
+const ENGINES_AT_ONCE: usize = 4;
 
 const CLOSED: u32 = 1 << 31;
 
@@ -54,7 +60,7 @@ impl Gate {
     pub(crate) fn pass(&self) -> Option<Pass<'_>> {
         loop {
             let now = self.state.load(Ordering::Acquire);
-            if now & CLOSED != 0 && PASSES.get() == 0 {
+            if now & CLOSED != 0 && !self.has_pass() {
                 if is_child() {
                     return None;
                 }
@@ -65,12 +71,33 @@ impl Gate {
                 self.state
                     .compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Relaxed);
             if given.is_ok() {
-                PASSES.set(PASSES.get() + 1);
+                self.count_pass(true);
                 return Some(Pass {
                     gate: self,
                     _of_this_thread: PhantomData,
                 });
             }
+        }
+    }
+
+    fn has_pass(&self) -> bool {
+        let this = core::ptr::from_ref(self).addr();
+        PASSES
+            .get()
+            .iter()
+            .any(|(gate, passes)| *gate == this && *passes > 0)
+    }
+
+    fn count_pass(&self, more: bool) {
+        let this = core::ptr::from_ref(self).addr();
+        let mut all = PASSES.get();
+        let known = all.iter().position(|(gate, n)| *gate == this && *n > 0);
+        let free = || all.iter().position(|(_, n)| *n == 0);
+        // Without room it is not counted: this thread waits at the gate for its next pass.
+        if let Some(at) = known.or_else(|| if more { free() } else { None }) {
+            let (_, passes) = all[at];
+            all[at] = (this, if more { passes + 1 } else { passes - 1 });
+            PASSES.set(all);
         }
     }
 
@@ -97,7 +124,7 @@ impl Gate {
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        PASSES.set(PASSES.get() - 1);
+        self.gate.count_pass(false);
         let before = self.gate.state.fetch_sub(1, Ordering::AcqRel);
         if before == CLOSED + 1 {
             futex::wake(&self.gate.state, u32::MAX);

@@ -81,6 +81,9 @@ impl<'b> LinuxOutbound<'b> {
                 errno: errno.raw_os_error(),
             })?;
         }
+        if !this.in_place.is_empty() {
+            block.state().copies_in_place(true);
+        }
         Ok(this)
     }
 
@@ -307,6 +310,9 @@ impl Outbound for LinuxOutbound<'_> {
 
 impl Drop for LinuxOutbound<'_> {
     fn drop(&mut self) {
+        if !self.in_place.is_empty() {
+            self.block.state().copies_in_place(false);
+        }
         let content = if self.settled {
             // The slot keeps its pages for the next block that comes home, if it has all of them.
             self.content
@@ -337,6 +343,10 @@ struct PageSet([u64; PAGES_PER_BLOCK / 64]);
 impl PageSet {
     fn insert(&mut self, pages: core::ops::Range<usize>) {
         pages.for_each(|i| self.0[i / 64] |= 1 << (i % 64));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|bits| *bits == 0)
     }
 
     fn contains(&self, i: usize) -> bool {

@@ -46,7 +46,8 @@ pub(crate) struct BlockState {
     pub(crate) left_huge: AtomicBool,
     /// Pages of it are marked as collected, and devices that work on them in place are being stopped.
     pub(crate) clearing: Clearing,
-    /// The thread that breaks the sharing of pages, with the block locked: it cannot wait for them.
+    /// The thread that breaks the sharing of pages, or copies them in place, with the block locked: it
+    /// cannot wait for them.
     breaker: AtomicI32,
     /// Pages that a MADV_DONTNEED of our own drops: the first event of each is not the program's.
     own_removes: [AtomicU64; PAGES_PER_BLOCK / 64],
@@ -250,7 +251,14 @@ impl BlockState {
         result
     }
 
-    /// Whether it is this thread that breaks the sharing of pages.
+    /// This thread copies pages of the block where they are, from now on, or no more. What of them is
+    /// missing all of a sudden is filled at once, because the block is its own.
+    pub(crate) fn copies_in_place(&self, copies: bool) {
+        let tid = if copies { futex::gettid() } else { 0 };
+        self.breaker.store(tid, Ordering::Release);
+    }
+
+    /// Whether it is this thread that breaks the sharing of pages, or copies them in place.
     pub(crate) fn is_breaker(&self, tid: i32) -> bool {
         tid != 0 && self.breaker.load(Ordering::Acquire) == tid
     }

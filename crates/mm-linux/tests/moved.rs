@@ -13,12 +13,14 @@ use common::memory::{self, Memory, Pages, check_moved, check_zero};
 use common::{OWNER, World, exit_code, forked};
 use gpusvm_mm::{AddressSpace, Block};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageIndex, Span};
+use std::time::Duration;
 
 on_userfaultfd_rungs!(
     moved_twice_while_collected,
     dropped_after_it_moved_while_collected,
     dropped_after_it_moved_from_the_device,
     forked_right_after_it_moved,
+    moved_from_the_device_onto_memory_that_is_collected,
 );
 
 /// A mapping of the program's own, filled and armed.
@@ -101,4 +103,23 @@ fn end_moved(world: &World, there: Span) {
     world.process.unadopt(there).unwrap();
     memory::unmap(there);
     world.process.settle_events();
+}
+
+/// What is missing at the new place is not a hole of what was there: it is on the device.
+fn moved_from_the_device_onto_memory_that_is_collected(world: &World) {
+    let (below, above) = (own(world, BLOCK_SIZE), own(world, BLOCK_SIZE));
+    below.fill(1);
+    above.fill(6);
+    world.out(above.span());
+    std::thread::scope(|scope| {
+        let mut block = world.process.lock_block(below.span()).unwrap();
+        let collected = block.collect(below.span(), OWNER, &mut |_, _| false);
+        memory::remap(above.span(), below.span().start(), false);
+        let reader = scope.spawn(|| check_moved(below.span(), above.span(), 6));
+        std::thread::sleep(Duration::from_millis(30));
+        drop(collected);
+        drop(block);
+        reader.join().unwrap();
+    });
+    end_moved(world, below.span());
 }

@@ -19,6 +19,8 @@ use std::time::Duration;
 const RANGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often that may happen for each page: more, and somebody takes them away again each time.
 const MAX_HOMECOMINGS: u64 = 8;
+/// How long `range_fault` waits in all for timeslices and leases of others.
+const HELD_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl AddressSpace for Sim {
     type Block<'a> = BlockGuard<'a>;
@@ -141,6 +143,7 @@ impl AddressSpace for Sim {
         owner: Option<OwnerId>,
         homes: &mut [Home],
     ) -> Result<(), MmError> {
+        let held = self.time().after(HELD_TIMEOUT);
         let mut deadline = self.time().after(RANGE_TIMEOUT);
         let mut homecomings = span.page_count().get() * MAX_HOMECOMINGS;
         loop {
@@ -149,6 +152,9 @@ impl AddressSpace for Sim {
                 Snapshot::Stable => return Ok(()),
                 Snapshot::BroughtHome if homecomings > 0 => {
                     homecomings -= 1;
+                    deadline = self.time().after(RANGE_TIMEOUT);
+                }
+                Snapshot::Held if self.time() <= held => {
                     deadline = self.time().after(RANGE_TIMEOUT);
                 }
                 Snapshot::Moving if self.time() <= deadline => {}
@@ -165,8 +171,10 @@ enum Snapshot {
     Stable,
     /// A page is on the move.
     Moving,
-    /// A page was where it may not be, and is home now, or soon.
+    /// A page was where it may not be, and is home now.
     BroughtHome,
+    /// A page is where it may not be, but could not leave before now.
+    Held,
 }
 
 impl Sim {
@@ -254,6 +262,7 @@ impl Sim {
             FaultOutcome::NotBefore(due) => {
                 drop(block);
                 self.sleep_until(due);
+                return Ok(Snapshot::Held);
             }
             FaultOutcome::Failed => return Err(MmError::StuckOnDevice { at }),
         }

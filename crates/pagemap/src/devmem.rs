@@ -101,6 +101,16 @@ impl DevmemError {
     }
 }
 
+/// What the device of a launch does when a page is taken from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// It faults, and gets it back. A fork need not wait for the launch; and must not, since its other
+    /// faults wait for the fork.
+    Faults,
+    /// The launch fails.
+    CannotFault,
+}
+
 /// What keeps pages on a device, depending on who wants them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {
@@ -108,8 +118,8 @@ pub enum Holds {
     All,
     /// Leases.
     Leases,
-    /// Nothing.
-    Nothing,
+    /// Leases of launches that fail without their pages.
+    FirmLeases,
 }
 
 /// One allocation of device memory.
@@ -117,10 +127,10 @@ pub enum Holds {
 pub struct Devmem {
     ops: Box<dyn DevmemOps>,
     size: PageCount,
-    /// The time until which the CPU cannot take pages back, in nanoseconds of the mm's clock.
+    /// The time until which nobody can take pages, but who evicts, in nanoseconds of the mm's clock.
     timeslice_expiration: AtomicU64,
     /// How many launches need it to stay.
-    leases: AtomicU32,
+    leases: [AtomicU32; 2],
     detached: AtomicBool,
     /// What the first copy waits for.
     pre_migrate_fence: Mutex<Option<Arc<dyn PreMigrateFence>>>,
@@ -133,7 +143,7 @@ impl Devmem {
             ops,
             size,
             timeslice_expiration: AtomicU64::new(0),
-            leases: AtomicU32::new(0),
+            leases: Default::default(),
             detached: AtomicBool::new(false),
             pre_migrate_fence: Mutex::new(None),
         }
@@ -177,7 +187,11 @@ impl Devmem {
     pub fn stays_until(&self, now: Time, holds: Holds) -> Option<Time> {
         /// How soon to look again at a lease, which ends at no known time.
         const LEASE_POLL: Duration = Duration::from_millis(1);
-        if holds != Holds::Nothing && self.is_leased() {
+        let is_held = match holds {
+            Holds::All | Holds::Leases => self.is_leased(),
+            Holds::FirmLeases => self.leases_of(Holder::CannotFault).load(Ordering::Acquire) > 0,
+        };
+        if is_held {
             return Some(now.after(LEASE_POLL));
         }
         let until = Duration::from_nanos(self.timeslice_expiration.load(Ordering::Acquire));
@@ -185,10 +199,10 @@ impl Devmem {
         (holds == Holds::All && now < until).then_some(until)
     }
 
-    /// Keeps the pages on the device until as many `unlease`s. Pages may be on their way home unless
-    /// their block is locked: whoever moves them asks with the block locked.
-    pub fn lease(&self) {
-        self.leases.fetch_add(1, Ordering::AcqRel);
+    /// Keeps the pages on the device until as many `unlease`s of this kind. Pages may be on their way
+    /// home unless their block is locked: whoever moves them asks with the block locked.
+    pub fn lease(&self, holder: Holder) {
+        self.leases_of(holder).fetch_add(1, Ordering::AcqRel);
     }
 
     /// Ends a `lease`.
@@ -196,14 +210,22 @@ impl Devmem {
     /// # Panics
     ///
     /// When there was none.
-    pub fn unlease(&self) {
-        let before = self.leases.fetch_sub(1, Ordering::AcqRel);
+    pub fn unlease(&self, holder: Holder) {
+        let before = self.leases_of(holder).fetch_sub(1, Ordering::AcqRel);
         assert!(before > 0, "a lease ended that was not taken");
     }
 
     /// Whether a launch needs it.
     pub fn is_leased(&self) -> bool {
-        self.leases.load(Ordering::Acquire) > 0
+        let is_held = |holder| self.leases_of(holder).load(Ordering::Acquire) > 0;
+        is_held(Holder::Faults) || is_held(Holder::CannotFault)
+    }
+
+    fn leases_of(&self, holder: Holder) -> &AtomicU32 {
+        match holder {
+            Holder::Faults => &self.leases[0],
+            Holder::CannotFault => &self.leases[1],
+        }
     }
 
     /// What the memory is not idle before, if that is still to be waited for.

@@ -25,8 +25,8 @@ pub(crate) fn migrate_to_ram<M: AddressSpace>(
     };
     let holds = match fault.wanted {
         Wanted::Touched | Wanted::Device => Holds::All,
-        Wanted::Fork if pagemap.refaults() => Holds::Nothing,
-        Wanted::Asked | Wanted::Fork | Wanted::Unmap => Holds::Leases,
+        Wanted::Fork => Holds::FirmLeases,
+        Wanted::Asked | Wanted::Unmap => Holds::Leases,
     };
     if let Some(until) = devmem.stays_until(mm.now(), holds) {
         return FaultOutcome::NotBefore(until);

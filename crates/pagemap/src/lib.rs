@@ -50,7 +50,7 @@ pub mod pieces;
 pub mod error;
 
 pub use addr::PagemapAddr;
-pub use devmem::{Devmem, DevmemError, DevmemOps, Holds, PreMigrateFence};
+pub use devmem::{Devmem, DevmemError, DevmemOps, Holder, Holds, PreMigrateFence};
 pub use error::{EvictError, MigrateError};
 pub use migrate::{MigrateRequest, Migrated, Mode};
 pub use owner::{Owner, OwnerList, Peer};

@@ -29,7 +29,7 @@ use gpusvm_types::{ByteSize, DevicePfn, OwnerId, PAGE_SIZE, PageCount, Span};
 
 /// What the driver does for a device's memory (`drm_pagemap_ops`).
 pub trait PagemapOps<M: AddressSpace>: Send + Sync + core::fmt::Debug {
-    /// Fills `span` with pages of this memory, as far as it can. Called without locks.
+    /// Fills `span` with pages of this memory, as far as it can. Called without a block locked.
     ///
     /// # Errors
     ///
@@ -61,9 +61,6 @@ pub struct PagemapSpec {
     pub owner: OwnerId,
     /// How many pages it has.
     pub pages: PageCount,
-    /// Whether its device faults on what is not mapped, and goes on when it is. Then a fork need not
-    /// wait for its launches; and must not, since their faults wait for the fork.
-    pub refaults: bool,
 }
 
 /// A device's memory in an address space.
@@ -181,11 +178,6 @@ impl<M: AddressSpace> Pagemap<M> {
     /// How many pages it has.
     pub fn size(&self) -> PageCount {
         self.spec.pages
-    }
-
-    /// Whether its device faults on what is not mapped, and goes on when it is.
-    pub fn refaults(&self) -> bool {
-        self.spec.refaults
     }
 
     /// A page of it, as the address space names it.

@@ -190,7 +190,6 @@ impl World {
                 peer: owner.peer(),
                 owner: owner.id(),
                 pages: vram.pages(),
-                refaults: true,
             };
             let pagemap = Pagemap::new(&pagemaps, spec, ops.clone()).unwrap();
             (pagemap, ops)

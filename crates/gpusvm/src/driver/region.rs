@@ -20,7 +20,7 @@ use crate::driver::stays::Stays;
 use crate::driver::vm::{Vm, VmError};
 use crate::driver::vram::Vram;
 use crate::driver::{Devices, devmem};
-use gpusvm_device::{Device, FaultMode, VmId};
+use gpusvm_device::{Device, VmId};
 use gpusvm_mm::{AddressSpace, Time};
 use gpusvm_pagemap::{Cause, EvictError, Owner, Pagemap, PagemapSpec, Pagemaps, Peer, RebindError};
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
@@ -78,7 +78,6 @@ impl<M: AddressSpace> VramRegion<M> {
             peer: owner.peer(),
             owner: owner.id(),
             pages,
-            refaults: memory.device.caps().faults == FaultMode::Replayable,
         };
         let ops = Arc::new(RegionOps::new(&memory));
         let pagemap = Pagemap::new(devices.pagemaps(), spec, Arc::clone(&ops) as _)?;

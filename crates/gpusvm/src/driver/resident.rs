@@ -20,7 +20,7 @@ use crate::driver::stays::Stay;
 use crate::driver::vm::Vm;
 use gpusvm_device::{Access, FaultError, FaultMode};
 use gpusvm_mm::{AddressSpace, Block, Home, MmError};
-use gpusvm_pagemap::{Cause, Devmem};
+use gpusvm_pagemap::{Cause, Devmem, Holder};
 use gpusvm_svm::Range;
 use gpusvm_sync::Arc;
 use gpusvm_types::{Span, VirtAddr};
@@ -41,7 +41,7 @@ pub struct Declared {
 #[derive(Debug, Default)]
 #[must_use = "pages may leave as soon as it is dropped"]
 pub struct Lease {
-    allocations: Vec<Arc<Devmem>>,
+    allocations: Vec<(Arc<Devmem>, Holder)>,
     stays: Vec<Stay>,
 }
 
@@ -51,12 +51,12 @@ impl Lease {
         self.allocations.len()
     }
 
-    fn take(&mut self, devmem: Arc<Devmem>) {
+    fn take(&mut self, devmem: Arc<Devmem>, holder: Holder) {
         // Neighbours are usually of one allocation.
         let mut known = self.allocations.iter().rev();
-        if !known.any(|other| Arc::ptr_eq(other, &devmem)) {
-            devmem.lease();
-            self.allocations.push(devmem);
+        if !known.any(|(other, _)| Arc::ptr_eq(other, &devmem)) {
+            devmem.lease(holder);
+            self.allocations.push((devmem, holder));
         }
     }
 
@@ -68,7 +68,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.allocations.iter().for_each(|devmem| devmem.unlease());
+        let taken = self.allocations.iter();
+        taken.for_each(|(devmem, holder)| devmem.unlease(*holder));
     }
 }
 
@@ -138,7 +139,11 @@ impl<M: AddressSpace> Vm<M> {
         let _serving = range.serve();
         let mut lease = Lease::default();
         let mm = self.svm().mm();
-        if range.can_migrate() && self.caps().faults == FaultMode::Declared {
+        let holder = match self.caps().faults {
+            FaultMode::Replayable => Holder::Faults,
+            FaultMode::Declared => Holder::CannotFault,
+        };
+        if range.can_migrate() && holder == Holder::CannotFault {
             let stays = self.region.devices().stays();
             lease.stays.push(stays.stay(range.span()));
         }
@@ -154,7 +159,9 @@ impl<M: AddressSpace> Vm<M> {
             if let Some(Home::Device(page)) = home {
                 let pagemap = self.region.devices().pagemaps().page_to_pagemap(page);
                 let devmem = pagemap.and_then(|pagemap| pagemap.devmem_of(page));
-                devmem.into_iter().for_each(|devmem| lease.take(devmem));
+                devmem
+                    .into_iter()
+                    .for_each(|devmem| lease.take(devmem, holder));
             }
         }
         // Asked with the block locked: nothing was taken since the leases.

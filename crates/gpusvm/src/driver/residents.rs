@@ -4,9 +4,9 @@
 //!   added ---> pages live in it ---> last page gone: detached ---> nobody else holds it: forgotten
 //! ```
 //!
-//! The last page can leave in a fault handler, which must not free on the heap. So the list holds every
-//! allocation from before a handler can meet it until no handler has it in its hands any more: nobody
-//! finds a detached allocation anew, so one that only the list holds stays so.
+//! The last page can leave in a fault handler, which must not free on the heap. So whoever fills an
+//! allocation holds it until the list does, and the list until no handler has it in its hands any more:
+//! nobody finds a detached allocation anew, so one that only the list holds stays so.
 //!
 //! The list is apart from what allocations keep alive ([`Memory`](crate::driver::region::Memory)): else
 //! it would keep itself alive by what is in it.

@@ -147,8 +147,10 @@ impl Process {
         // Registered once, to hear of trouble now rather than in a device's fault.
         match self.arm(span) {
             Ok(token) => self.disarm(span, token),
+            Err(MmError::Gone) => return Err(AdoptError::Gone),
             Err(_) => {
-                self.unmirror(span);
+                // A device may have taken pages of the blocks before the one that was refused.
+                let _ = self.unadopt(span);
                 return Err(AdoptError::Taken { span });
             }
         }

@@ -19,6 +19,8 @@ use rustix::io::Errno;
 const RANGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often that may happen for each page: more, and somebody takes them away again each time.
 const MAX_HOMECOMINGS: u64 = 8;
+/// How long `range_fault` waits in all for timeslices and leases of others.
+const HELD_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl AddressSpace for Process {
     type Block<'a> = BlockGuard<'a>;
@@ -154,6 +156,7 @@ impl AddressSpace for Process {
         owner: Option<OwnerId>,
         homes: &mut [Home],
     ) -> Result<(), MmError> {
+        let held = self.now().after(HELD_TIMEOUT);
         let mut deadline = self.now().after(RANGE_TIMEOUT);
         let mut homecomings = span.page_count().get() * MAX_HOMECOMINGS;
         loop {
@@ -161,6 +164,9 @@ impl AddressSpace for Process {
                 Snapshot::Stable => return Ok(()),
                 Snapshot::BroughtHome if homecomings > 0 => {
                     homecomings -= 1;
+                    deadline = self.now().after(RANGE_TIMEOUT);
+                }
+                Snapshot::Held if self.now() <= held => {
                     deadline = self.now().after(RANGE_TIMEOUT);
                 }
                 Snapshot::Moving if self.now() <= deadline => std::thread::yield_now(),
@@ -177,8 +183,10 @@ enum Snapshot {
     Stable,
     /// A page is on the move.
     Moving,
-    /// A page was where it may not be, and is home now, or soon.
+    /// A page was where it may not be, and is home now.
     BroughtHome,
+    /// A page is where it may not be, but could not leave before now.
+    Held,
 }
 
 impl Process {
@@ -252,6 +260,7 @@ impl Process {
             FaultOutcome::NotBefore(due) => {
                 drop(block);
                 std::thread::sleep(due.since(self.now()));
+                return Ok(Snapshot::Held);
             }
             FaultOutcome::Failed => return Err(MmError::StuckOnDevice { at }),
         }

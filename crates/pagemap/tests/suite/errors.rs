@@ -7,7 +7,7 @@ use gpusvm_mm_sim::{Backing, Prot, Step};
 use gpusvm_pagemap::evict::{EVICT_TRIES, evict_to_ram};
 use gpusvm_pagemap::migrate::migrate_to_devmem;
 use gpusvm_pagemap::{
-    Cause, Devmem, DevmemError, EvictError, MigrateError, Mode, Pagemap, PagemapSpec, Peer,
+    Cause, Devmem, DevmemError, EvictError, Holder, MigrateError, Mode, Pagemap, PagemapSpec, Peer,
     RebindError,
 };
 use gpusvm_types::{OwnerId, PageCount, Span};
@@ -228,13 +228,13 @@ fn a_peer_that_cannot_be_reached_is_eopnotsupp() {
 fn evict_of_what_a_launch_needs_is_ebusy() {
     let lab = Lab::new(&[0]);
     let (devmem, span) = resident(&lab);
-    devmem.lease();
+    devmem.lease(Holder::CannotFault);
     let error = evict_to_ram(&lab.device().pagemap(), &devmem, Cause::Eviction).unwrap_err();
     let (left, tries) = (BLOCK, EVICT_TRIES);
     assert_eq!(error, EvictError::Busy { left, tries });
     assert_eq!(error.errno(), 16);
     assert_eq!(lab.on_device(span), 512);
-    devmem.unlease();
+    devmem.unlease(Holder::CannotFault);
     evict_to_ram(&lab.device().pagemap(), &devmem, Cause::Eviction).unwrap();
     lab.check(span, 1);
     lab.assert_empty();
@@ -289,7 +289,6 @@ fn a_memory_too_many_is_enospc() {
             peer: Peer(number),
             owner: OwnerId(0),
             pages: PageCount::ONE,
-            refaults: true,
         };
         Pagemap::new(&lab.pagemaps, spec, ops())
     };

@@ -40,7 +40,6 @@ impl Lab {
                 peer: Peer(peer),
                 owner: OwnerId(*owner),
                 pages,
-                refaults: owner % 2 == 0,
             };
             let ops = Arc::new(Ops(Arc::clone(&device)));
             let pagemap = Pagemap::new(&pagemaps, spec, ops).unwrap();

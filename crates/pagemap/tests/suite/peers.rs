@@ -4,7 +4,7 @@ use crate::device::Call;
 use crate::lab::{BLOCK, Lab, part};
 use gpusvm_mm::Home;
 use gpusvm_mm_sim::Step;
-use gpusvm_pagemap::{Cause, Mode, PagemapAddr, Peer};
+use gpusvm_pagemap::{Cause, Holder, Mode, PagemapAddr, Peer};
 use gpusvm_types::{PageCount, Span};
 use std::time::Duration;
 
@@ -99,10 +99,10 @@ fn a_leased_page_is_not_taken_by_a_peer() {
     let span = lab.block(4);
     lab.devices[1].migrate(span).unwrap();
     let (devmem, _) = lab.devices[1].pagemap().live().remove(0);
-    devmem.lease();
+    devmem.lease(Holder::CannotFault);
     lab.devices[0].migrate(span).unwrap_err();
     assert!(all_on(&lab, 1, span));
-    devmem.unlease();
+    devmem.unlease(Holder::CannotFault);
     lab.devices[0].migrate(span).unwrap();
     lab.check(span, 4);
     lab.assert_empty();

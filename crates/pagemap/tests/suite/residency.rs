@@ -4,7 +4,7 @@ use crate::device::Call;
 use crate::lab::{BLOCK, Lab, part};
 use gpusvm_mm::{AddressSpace, Home};
 use gpusvm_mm_sim::{Options, Sim, Step};
-use gpusvm_pagemap::{Mode, ToDevmem};
+use gpusvm_pagemap::{Holder, Mode, ToDevmem};
 use gpusvm_types::{ByteSize, PageCount};
 use std::sync::Arc;
 use std::time::Duration;
@@ -172,5 +172,35 @@ fn a_failed_migration_starts_no_timeslice() {
     lab.device().migrate(span).unwrap();
     lab.check(span, 2);
     assert!(lab.sim.now().since(began) < Duration::from_secs(1));
+    lab.assert_empty();
+}
+
+/// A launch whose device faults gets its pages back; and its faults wait for the fork.
+#[test]
+fn a_fork_waits_for_leases_of_launches_that_cannot_fault_only() {
+    let lab = Arc::new(Lab::new(&[0]));
+    let span = lab.block(2);
+    lab.device().migrate(span).unwrap();
+    let (devmem, _) = lab.device().pagemap().live().remove(0);
+    devmem.lease(Holder::Faults);
+    drop(lab.sim.fork());
+    assert_eq!(lab.on_device(span), 0);
+    devmem.unlease(Holder::Faults);
+
+    lab.device().migrate(span).unwrap();
+    let (devmem, _) = lab.device().pagemap().live().remove(0);
+    devmem.lease(Holder::CannotFault);
+    let (began, launch) = (lab.sim.now(), Duration::from_millis(5));
+    let (forks, ends) = (Arc::clone(&lab), Arc::clone(&lab));
+    lab.sim.run(vec![
+        Box::new(move || drop(forks.sim.fork())),
+        Box::new(move || {
+            ends.sim.sleep(launch);
+            devmem.unlease(Holder::CannotFault);
+        }),
+    ]);
+    assert!(lab.sim.now().since(began) >= launch, "the fork waited");
+    assert_eq!(lab.on_device(span), 0);
+    lab.check(span, 2);
     lab.assert_empty();
 }
