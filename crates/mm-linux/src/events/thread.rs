@@ -1,0 +1,155 @@
+//! What the event thread does about each event: locks blocks, zaps, gives device pages back, changes the
+//! region table.
+
+use super::{Job, translate};
+use crate::block::BlockGuard;
+use crate::outbound::runs;
+use crate::process::Process;
+use crate::region::Region;
+use crate::regions::Part;
+use gpusvm_mm::{Block, Freed, Place, Reason, WordState};
+use gpusvm_sync::Arc;
+use gpusvm_sync::atomic::Ordering;
+use gpusvm_types::{PageCount, Span, VirtAddr};
+
+/// The event thread.
+pub(crate) fn run(process: &Process) {
+    while let Some(job) = process.events.next() {
+        match job {
+            Job::Removed { span } => removed(process, span),
+            Job::Unmapped { span } => unmapped(process, span),
+            Job::Remapped { from, to } => remapped(process, from, to),
+            Job::Sweep => sweep(process),
+        }
+        process.events.done(job);
+    }
+}
+
+fn removed(process: &Process, span: Span) {
+    each_block(process, span, |block, piece| block.release_dropped(piece));
+}
+
+fn unmapped(process: &Process, span: Span) {
+    each_block(process, span, |block, piece| {
+        // Pages of a place that a remap had emptied may have been taken for holes since.
+        for word in block.region.words_in(piece) {
+            word.unmap();
+        }
+        block.invalidate(piece, Reason::Unmap);
+        block.release_unmapped(piece);
+    });
+    process.regions.remove(span);
+}
+
+/// Looks at every word for marks that found no room in the queue.
+fn sweep(process: &Process) {
+    for Part { span, region } in process.regions.all() {
+        let marked = |wanted: fn(WordState) -> bool| {
+            let first = span.first_page();
+            let region = &region;
+            runs(span, move |i| {
+                wanted(region.word(first + PageCount::from_usize(i)).get())
+            })
+        };
+        for run in marked(|word| word.unmapped) {
+            if process.events.is_remapping() {
+                // The marks may be those of a remap: that comes first.
+                process.events.queue.lock().overflowed = true;
+                return;
+            }
+            unmapped(process, run);
+        }
+        marked(|word| word.dropped).for_each(|run| removed(process, run));
+    }
+}
+
+/// The pages went to another address: those in RAM by the kernel, the others by name.
+fn remapped(process: &Process, from: Span, to: VirtAddr) {
+    for part in process.regions.parts_in(from) {
+        let Some(there) = translate(part.span, from, to) else {
+            continue;
+        };
+        let Ok(region) = Region::new(there).map(Arc::new) else {
+            lose(process, &part, there);
+            continue;
+        };
+        // What was mirrored there before is no more.
+        unmapped(process, there);
+        // Nobody gets at the new place before everything is in it.
+        there
+            .blocks()
+            .for_each(|piece| region.block(piece.start()).lock());
+        each_block(process, part.span, |block, piece| {
+            block.invalidate(piece, Reason::Unmap);
+            hand_over(process, block, piece, &region, translate(piece, from, to));
+        });
+        // Registration went with the mapping.
+        for piece in there.blocks() {
+            let registered = process.mover.arm(piece).is_ok();
+            let state = region.block(piece.start());
+            state.registered.store(registered, Ordering::Relaxed);
+        }
+        if let Err(other) = process.events.appear(process, &region) {
+            process.report(format_args!(
+                "{there} was remapped onto {other}, which is mirrored"
+            ));
+        }
+        for piece in there.blocks() {
+            region.block(piece.start()).unlock();
+            process.mover.wake(piece);
+        }
+    }
+}
+
+/// No memory to mirror the new place with: what is on devices is lost, and a bus error from now on.
+fn lose(process: &Process, part: &Part, there: Span) {
+    unmapped(process, there);
+    for (old, new) in part.span.pages().zip(there.pages()) {
+        if let Place::Device(_) = part.region.word(old).get().place {
+            process.mover.poison(Span::page_of(new.start()));
+        }
+    }
+    unmapped(process, part.span);
+    process.report_lost(part.span, rustix::io::Errno::NOMEM);
+}
+
+fn hand_over(
+    process: &Process,
+    block: &BlockGuard<'_>,
+    piece: Span,
+    region: &Region,
+    there: Option<Span>,
+) {
+    let Some(there) = there else { return };
+    let mut freed = Freed::new(&process.memories);
+    for (old, new) in piece.pages().zip(there.pages()) {
+        let (old, word) = (block.region.word(old), block.region.word(old).get());
+        if word.dropped {
+            region.word(new).drop_contents();
+        }
+        if let Place::Device(device) = word.place {
+            process.memories.of(device).rmap.set(device.pfn, new);
+            // Given up as well as moved; or a hole that was collected after the page had gone.
+            let is_stale = process.is_in_ram(new);
+            if is_stale || region.word(new).settle_device(device).is_err() {
+                freed.push(device);
+            }
+        }
+        old.settle_system();
+    }
+    // What was not unmapped with it is there, empty, as new; else the next event says so, or has.
+    process.events.empty(block, piece);
+}
+
+fn each_block(process: &Process, span: Span, act: impl Fn(&mut BlockGuard<'_>, Span)) {
+    for Part { span, .. } in process.regions.parts_in(span) {
+        for piece in span.blocks() {
+            let Ok(mut block) = BlockGuard::lock(process, piece.start()) else {
+                continue;
+            };
+            if let Some(piece) = piece.intersection(block.span()) {
+                act(&mut block, piece);
+            }
+        }
+    }
+}
