@@ -40,6 +40,7 @@ extern crate alloc;
 pub mod space;
 pub mod migrate;
 pub mod home;
+pub mod range_fault;
 pub mod rmap;
 pub mod memories;
 pub mod notifier;
@@ -52,5 +53,6 @@ pub use home::{DeviceMemoryId, DevicePage, DeviceRun, Home, PageWord, Place, Wor
 pub use memories::{Freed, Memories, Memory};
 pub use migrate::{Block, Inbound, KeptReason, Leaving, Outbound, Source};
 pub use notifier::{IntervalNotifier, Invalidation, Notifiers, Reason, Sequence, Subscriber};
+pub use range_fault::Snapshot;
 pub use rmap::Rmap;
 pub use space::{AddressSpace, ArmToken, Mirror, Time, Vma, VmaKind};

@@ -10,7 +10,6 @@
 //! The kernel walks `anon_vma`s from a page's `mapping`. Here a device page stands in for one page of
 //! one process, so one word per device page is enough, and `mremap` rewrites it.
 
-use crate::Home;
 use alloc::boxed::Box;
 use gpusvm_sync::atomic::{AtomicU64, Ordering};
 use gpusvm_types::{DevicePfn, PageCount, PageIndex};
@@ -66,13 +65,5 @@ impl Rmap {
             .filter(|entry| entry.load(Ordering::Acquire) != NOBODY)
             .count();
         PageCount::from_usize(used)
-    }
-
-    /// Whether `home` is what the entry of a page's word would be: for checkers.
-    pub fn agrees_with(&self, page: PageIndex, home: Home) -> bool {
-        match home {
-            Home::Device(device) => self.get(device.pfn) == Some(page),
-            Home::System | Home::Moving | Home::Unmapped => true,
-        }
     }
 }

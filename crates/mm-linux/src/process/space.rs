@@ -4,23 +4,15 @@ use super::{Process, piece_of};
 use crate::block::{BlockGuard, NotHere};
 use crate::fork::Pass;
 use crate::sys::procmem::ProcMem;
-use core::time::Duration;
+use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
     AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
-    Mirror, MmError, Notifiers, Time, Vma, VmaKind, Wanted,
+    Mirror, MmError, Notifiers, Snapshot, Time, Vma, VmaKind, Wanted,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{OwnerId, PageCount, PageIndex, Span, VirtAddr};
 use rustix::io::Errno;
-
-/// How long `range_fault` waits for pages to stop moving: the kernel's `HMM_RANGE_DEFAULT_TIMEOUT`.
-/// Begins again whenever a page was brought home: that is progress.
-const RANGE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often that may happen for each page: more, and somebody takes them away again each time.
-const MAX_HOMECOMINGS: u64 = 8;
-/// How long `range_fault` waits in all for timeslices and leases of others.
-const HELD_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl AddressSpace for Process {
     type Block<'a> = BlockGuard<'a>;
@@ -156,37 +148,9 @@ impl AddressSpace for Process {
         owner: Option<OwnerId>,
         homes: &mut [Home],
     ) -> Result<(), MmError> {
-        let held = self.now().after(HELD_TIMEOUT);
-        let mut deadline = self.now().after(RANGE_TIMEOUT);
-        let mut homecomings = span.page_count().get() * MAX_HOMECOMINGS;
-        loop {
-            match self.snapshot(span, owner, homes)? {
-                Snapshot::Stable => return Ok(()),
-                Snapshot::BroughtHome if homecomings > 0 => {
-                    homecomings -= 1;
-                    deadline = self.now().after(RANGE_TIMEOUT);
-                }
-                Snapshot::Held if self.now() <= held => {
-                    deadline = self.now().after(RANGE_TIMEOUT);
-                }
-                Snapshot::Moving if self.now() <= deadline => std::thread::yield_now(),
-                _ => return Err(MmError::Unstable { span }),
-            }
-        }
+        let look = || self.snapshot(span, owner, homes);
+        range_fault::until_stable(span, || self.now(), look)
     }
-}
-
-/// What a look at the homes of a span found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Snapshot {
-    /// Every page has a home where it may be.
-    Stable,
-    /// A page is on the move.
-    Moving,
-    /// A page was where it may not be, and is home now.
-    BroughtHome,
-    /// A page is where it may not be, but could not leave before now.
-    Held,
 }
 
 impl Process {
