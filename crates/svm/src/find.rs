@@ -121,7 +121,12 @@ impl<M: AddressSpace> GpuSvm<M> {
         }
         let free = |chunk| tree.overlapping(chunk).next().is_none();
         let chunk = chunk::choose(at, bounds, &self.config.chunk_sizes, free).ok_or(no_chunk)?;
-        let range = Arc::new(Range::new(chunk, notifier, can_migrate));
+        let range = Arc::new(Range::new(
+            chunk,
+            notifier,
+            can_migrate,
+            self.core.ops.len(),
+        ));
         if tree.unmaps == unmaps {
             tree.ranges.insert(range.span().start(), Arc::clone(&range));
         } else {

@@ -1,7 +1,7 @@
 //! Where the pages of a range are, ready to be mapped: `drm_gpusvm_get_pages`.
 
 use crate::reached::Reached;
-use crate::{FaultCtx, GetPagesError, GpuSvm, Permission, Range, pages};
+use crate::{DeviceIndex, FaultCtx, GetPagesError, GpuSvm, Permission, Range, pages};
 use alloc::sync::Arc;
 use gpusvm_mm::{AddressSpace, DevicePage, Home, Sequence};
 use gpusvm_pagemap::{Pagemap, PagemapAddr, Pagemaps, Peer};
@@ -18,9 +18,11 @@ pub struct PageRun {
     pub permission: Permission,
 }
 
-/// What a device reaches.
+/// Which device, and what it reaches.
 #[derive(Debug)]
 pub struct Reach<'a, M: AddressSpace> {
+    /// Which device of the mirror.
+    pub device: DeviceIndex,
     /// The device memories that pages can be in.
     pub pagemaps: &'a Pagemaps<M>,
     /// Who wants to reach them.
@@ -33,6 +35,7 @@ pub struct Reach<'a, M: AddressSpace> {
 /// reach: dropping it gives them back.
 #[derive(Debug)]
 pub struct Prepared<M: AddressSpace> {
+    pub(crate) device: DeviceIndex,
     pub(crate) sequence: Sequence,
     pub(crate) permission: Permission,
     pub(crate) reached: Reached<M>,
@@ -107,6 +110,7 @@ impl<M: AddressSpace> GpuSvm<M> {
             });
         }
         Ok(Prepared {
+            device: reach.device,
             sequence,
             permission,
             reached: mapper.reached,

@@ -1,7 +1,7 @@
-//! One device address space that mirrors a process: `drm_gpusvm`.
+//! A mirror of a process, for one device address space or several: `drm_gpusvm`.
 
-use crate::{PageRun, Prepared, Range, pages};
-use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
+use crate::{DeviceIndex, PageRun, Prepared, Range, pages};
+use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
 use gpusvm_mm::{AddressSpace, IntervalNotifier};
 use gpusvm_sync::atomic::{AtomicUsize, Ordering};
 use gpusvm_sync::{Mutex, RwLock, RwLockReadGuard};
@@ -26,7 +26,7 @@ impl Default for Config {
     }
 }
 
-/// What the driver does for a mirror (`drm_gpusvm_ops`).
+/// What the driver does for one device of a mirror (`drm_gpusvm_ops`).
 pub trait SvmOps: Send + Sync + core::fmt::Debug {
     /// Takes the translations of `span` away. Called under the notifier lock, possibly by a fault
     /// handler with a block locked: it must not allocate, not wait and not call back.
@@ -40,7 +40,7 @@ pub trait SvmOps: Send + Sync + core::fmt::Debug {
     fn garbage(&self);
 }
 
-/// One device address space that mirrors a process.
+/// A mirror of a process for one device address space, or for several that share its ranges.
 #[derive(Debug)]
 pub struct GpuSvm<M: AddressSpace> {
     pub(crate) mm: Arc<M>,
@@ -54,18 +54,19 @@ pub(crate) struct Core<M: AddressSpace> {
     /// Writers invalidate, readers commit mappings.
     pub(crate) notifier_lock: RwLock<()>,
     pub(crate) tree: Mutex<Tree<M>>,
-    pub(crate) ops: Arc<dyn SvmOps>,
+    /// One for each device.
+    pub(crate) ops: Box<[Arc<dyn SvmOps>]>,
     /// How many ranges are flagged as unmapped.
     pub(crate) garbage: AtomicUsize,
 }
 
 impl<M: AddressSpace> Core<M> {
-    /// Takes the mapping of one range away. With the notifier lock held to write; to read, by who serves
-    /// the range.
-    fn unmap(&self, range: &Range<M>) {
-        self.ops.zap(range.span());
-        self.ops.flush(range.span());
-        range.pages().set_unmapped();
+    /// Takes the mapping of one range away from one device. With the notifier lock held to write; to
+    /// read, by who serves the range.
+    fn unmap(&self, range: &Range<M>, device: DeviceIndex) {
+        self.ops[device.0].zap(range.span());
+        self.ops[device.0].flush(range.span());
+        range.pages(device).set_unmapped();
     }
 }
 
@@ -112,12 +113,15 @@ pub struct Quiesced<'svm>(
 );
 
 impl<M: AddressSpace> GpuSvm<M> {
-    /// A mirror of `mm`.
+    /// A mirror of `mm` for the devices that `devices` drive: they share its ranges and its notifiers,
+    /// and each has pages of its own in every range.
     ///
     /// # Panics
     ///
-    /// When the sizes of `config` are not what its fields say.
-    pub fn new(mm: Arc<M>, config: Config, ops: Arc<dyn SvmOps>) -> Self {
+    /// When the sizes of `config` are not what its fields say, or there is no device.
+    pub fn new(mm: Arc<M>, config: Config, devices: impl Into<Box<[Arc<dyn SvmOps>]>>) -> Self {
+        let ops = devices.into();
+        assert!(!ops.is_empty(), "a mirror is for a device");
         crate::chunk::assert_sizes(&config.chunk_sizes);
         assert!(
             config.notifier_size.get().is_power_of_two(),
@@ -168,7 +172,7 @@ impl<M: AddressSpace> GpuSvm<M> {
             .tree
             .lock()
             .overlapping(span)
-            .any(|range| range.pages().is_mapped())
+            .any(|range| range.is_mapped())
     }
 
     /// Keeps invalidations out for as long as the result lives.
@@ -188,13 +192,16 @@ impl<M: AddressSpace> GpuSvm<M> {
         prepared: Prepared<M>,
         bind: impl FnOnce(&Quiesced<'_>, &[PageRun]) -> Result<(), E>,
     ) -> Result<bool, E> {
+        let device = prepared.device;
         let proof = self.quiesce();
         if !range.notifier().is_current(prepared.sequence) || range.is_gone() {
             return Ok(false);
         }
         match bind(&proof, prepared.runs()) {
             Ok(()) => {
-                let before = range.pages().set_mapped(prepared, self.mm.now(), &proof);
+                let before = range
+                    .pages(device)
+                    .set_mapped(prepared, self.mm.now(), &proof);
                 // What was mapped before is given back without the lock.
                 drop(proof);
                 drop(before);
@@ -202,7 +209,7 @@ impl<M: AddressSpace> GpuSvm<M> {
             }
             Err(error) => {
                 // What was bound goes before an invalidation could miss it: the range is not mapped.
-                self.core.unmap(range);
+                self.core.unmap(range, device);
                 Err(error)
             }
         }
@@ -247,12 +254,14 @@ impl<M: AddressSpace> GpuSvm<M> {
         self.core.garbage.store(0, Ordering::Release);
     }
 
-    /// Takes the mapping of a range away (`drm_gpusvm_range_unmap_pages`): the device faults if it
-    /// wants it back.
+    /// Takes the mapping of a range away from every device (`drm_gpusvm_range_unmap_pages`): who wants
+    /// it back faults.
     pub fn range_unmap(&self, range: &Range<M>) {
         let _writer = self.core.notifier_lock.write();
-        if range.pages().is_mapped() {
-            self.core.unmap(range);
+        for device in (0..self.core.ops.len()).map(DeviceIndex) {
+            if range.pages(device).is_mapped() {
+                self.core.unmap(range, device);
+            }
         }
     }
 

@@ -1,13 +1,15 @@
 //! Something changes: nothing of it stays mapped.
 //!
 //! ```text
-//!   begin   zap every affected range          (cheap, many)
-//!           ONE flush over all of them        (expensive, once)
+//!   begin   zap every affected range, on every device     (cheap, many)
+//!           ONE flush over all of them, for each device   (expensive, once)
 //!   end     pages are unmapped, and no longer reached; an unmap flags the range and calls the
 //!           garbage collector
 //! ```
 
 use crate::gpusvm::Core;
+use crate::{DeviceIndex, Pages, Range};
+use alloc::sync::Arc;
 use gpusvm_mm::{AddressSpace, IntervalNotifier, Invalidation, Reason, Subscriber};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::Span;
@@ -24,28 +26,28 @@ impl<M: AddressSpace> Subscriber for Core<M> {
             tree.unmaps += 1;
         }
 
-        let mut zapped: Option<Span> = None;
-        for range in tree
-            .overlapping(span)
-            .filter(|range| range.pages().is_mapped())
-        {
-            self.ops.zap(range.span());
-            zapped = Some(zapped.map_or(range.span(), |union| union.union(range.span())));
-        }
-        if let Some(union) = zapped {
-            self.ops.flush(union);
+        for (device, ops) in self.ops.iter().enumerate() {
+            let mut zapped: Option<Span> = None;
+            let is_mapped = |range: &&Arc<Range<M>>| range.pages(DeviceIndex(device)).is_mapped();
+            for range in tree.overlapping(span).filter(is_mapped) {
+                ops.zap(range.span());
+                zapped = Some(zapped.map_or(range.span(), |union| union.union(range.span())));
+            }
+            if let Some(union) = zapped {
+                ops.flush(union);
+            }
         }
 
         let mut garbage = 0;
         for range in tree.overlapping(span) {
-            range.pages().set_unmapped();
+            range.pages_by_device().iter().for_each(Pages::set_unmapped);
             if event.reason == Reason::Unmap && range.set_unmapped(event.span) {
                 garbage += 1;
             }
         }
         if garbage > 0 {
             self.garbage.fetch_add(garbage, Ordering::AcqRel);
-            self.ops.garbage();
+            self.ops.iter().for_each(|ops| ops.garbage());
         }
     }
 }

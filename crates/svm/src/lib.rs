@@ -48,4 +48,4 @@ pub use get_pages::{PageRun, Prepared, Reach};
 pub use gpusvm::{Config, GpuSvm, Quiesced, SvmOps};
 pub use history::History;
 pub use pages::{Pages, Permission};
-pub use range::Range;
+pub use range::{DeviceIndex, Range};

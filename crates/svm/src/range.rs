@@ -1,19 +1,24 @@
-//! A chunk of the process that the device touched: `drm_gpusvm_range`.
+//! A chunk of the process that a device touched: `drm_gpusvm_range`.
 
 use crate::Pages;
-use alloc::sync::Arc;
+use alloc::{boxed::Box, sync::Arc};
 use gpusvm_mm::{AddressSpace, ArmToken, IntervalNotifier};
 use gpusvm_sync::atomic::{AtomicU8, Ordering};
 use gpusvm_sync::{Mutex, MutexGuard};
 use gpusvm_types::Span;
 
-/// A chunk of the process that the device touched.
+/// Which of the devices that share the ranges of a mirror, in the order in which it was given them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceIndex(pub usize);
+
+/// A chunk of the process that a device touched.
 #[derive(Debug)]
 pub struct Range<M: AddressSpace> {
     span: Span,
     notifier: Arc<IntervalNotifier>,
     can_migrate: bool,
-    pages: Pages<M>,
+    /// One for each device.
+    pages: Box<[Pages<M>]>,
     /// Which mirrored mapping was armed for it.
     armed: Mutex<Option<ArmToken>>,
     /// Set by invalidations, never cleared.
@@ -27,9 +32,15 @@ const PARTIAL: u8 = 2;
 const REMOVED: u8 = 4;
 
 impl<M: AddressSpace> Range<M> {
-    pub(crate) fn new(span: Span, notifier: Arc<IntervalNotifier>, can_migrate: bool) -> Self {
+    pub(crate) fn new(
+        span: Span,
+        notifier: Arc<IntervalNotifier>,
+        can_migrate: bool,
+        devices: usize,
+    ) -> Self {
         let (flags, serving) = (AtomicU8::new(0), Mutex::new(()));
-        let (pages, armed) = (Pages::new(), Mutex::new(None));
+        let pages = (0..devices).map(|_| Pages::new()).collect();
+        let armed = Mutex::new(None);
         Self {
             span,
             notifier,
@@ -56,9 +67,23 @@ impl<M: AddressSpace> Range<M> {
         self.can_migrate
     }
 
-    /// What of it is mapped on the device.
-    pub fn pages(&self) -> &Pages<M> {
+    /// What of it is mapped on a device.
+    ///
+    /// # Panics
+    ///
+    /// When the mirror has no device with this number.
+    pub fn pages(&self, device: DeviceIndex) -> &Pages<M> {
+        &self.pages[device.0]
+    }
+
+    /// What of it is mapped, for each device.
+    pub(crate) fn pages_by_device(&self) -> &[Pages<M>] {
         &self.pages
+    }
+
+    /// Whether anything of it is mapped, on any device.
+    pub fn is_mapped(&self) -> bool {
+        self.pages.iter().any(Pages::is_mapped)
     }
 
     /// Whether memory under it was unmapped.

@@ -15,7 +15,9 @@ use gpusvm_pagemap::{
     migrate,
 };
 use gpusvm_softgpu::SoftGpu;
-use gpusvm_svm::{Config, FaultCtx, GetPagesError, GpuSvm, Prepared, Range, Reach, SvmOps};
+use gpusvm_svm::{
+    Config, DeviceIndex, FaultCtx, GetPagesError, GpuSvm, Prepared, Range, Reach, SvmOps,
+};
 use gpusvm_types::{ByteSize, DevicePfn, DmaAddr, PAGE_SIZE, PageCount, Span};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
@@ -198,7 +200,7 @@ impl World {
             chunk_sizes: [ByteSize::kib(64), ByteSize::kib(4)].into(),
             ..Config::default()
         };
-        let svm = GpuSvm::new(Arc::clone(&process), config, Arc::new(NoTables));
+        let svm = GpuSvm::new(Arc::clone(&process), config, [Arc::new(NoTables) as _]);
         let mut data = Allocation::<u8>::new(&process, 2 << 20).unwrap();
         data.fill(5);
         Self {
@@ -226,6 +228,7 @@ impl World {
 
     fn get_pages(&self, range: &Range<Process>) -> Result<Prepared<Process>, GetPagesError> {
         let reach = Reach {
+            device: DeviceIndex(0),
             pagemaps: &self.pagemaps,
             peer: ME,
             ram: true,
@@ -332,7 +335,7 @@ impl Run<'_> {
             _ => self.world.bring_home(),
         }
         // Whoever moved pages unmapped the range before.
-        if !range.pages().is_mapped() {
+        if !range.is_mapped() {
             self.expected = 0;
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::driver::counters;
 use crate::driver::devmem;
+use crate::driver::fault::ONLY;
 use crate::driver::populate::RegionOps;
 use crate::driver::residents::{Picked, Resident, Victim};
 use crate::driver::vm::Vm;
@@ -47,7 +48,7 @@ impl<M: AddressSpace> RegionOps<M> {
         counters::count(&self.memory.traffic.evictions);
         let now = self.memory.now();
         for range in vms.iter().flat_map(|vm| vm.svm().ranges_in(victim.span)) {
-            range.pages().history().count_eviction(now);
+            range.pages(ONLY).history().count_eviction(now);
         }
     }
 

@@ -18,7 +18,7 @@ use core::time::Duration;
 use gpusvm_device::{Access, Caps, DeviceFault, FaultError, Verdict};
 use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_pagemap::{Cause, MigrateError};
-use gpusvm_svm::{FaultCtx, FindError, GetPagesError, Permission, Range, Reach};
+use gpusvm_svm::{DeviceIndex, FaultCtx, FindError, GetPagesError, Permission, Range, Reach};
 use gpusvm_sync::Arc;
 use gpusvm_types::VirtAddr;
 
@@ -26,6 +26,9 @@ use gpusvm_types::VirtAddr;
 pub const MAX_PASSES: u32 = 8;
 /// How many more it gets with pages where they are.
 pub const MAX_PASSES_IN_PLACE: u32 = 64;
+
+/// Each device address space has a mirror of its own.
+pub(crate) const ONLY: DeviceIndex = DeviceIndex(0);
 
 /// How a pass over a fault ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +143,7 @@ fn map<M: AddressSpace>(
     again: Option<Duration>,
 ) -> Result<Pass, FaultError> {
     let reach = Reach {
+        device: ONLY,
         pagemaps: vm.region.devices().pagemaps(),
         peer: vm.region.peer(),
         ram: vm.caps().coherent,
@@ -181,8 +185,8 @@ pub(crate) fn is_served<M: AddressSpace>(range: &Range<M>, access: Access, caps:
         Permission::Read
     };
     match needs_devmem(access, caps) {
-        true => range.pages().allow_without_ram(wanted),
-        false => range.pages().allow(wanted),
+        true => range.pages(ONLY).allow_without_ram(wanted),
+        false => range.pages(ONLY).allow(wanted),
     }
 }
 
@@ -212,8 +216,8 @@ fn place<M: AddressSpace>(
         at,
         access,
         attempt,
-        bounces: range.pages().history().count_bounces(now),
-        evictions: range.pages().history().evictions(now),
+        bounces: range.pages(ONLY).history().count_bounces(now),
+        evictions: range.pages(ONLY).history().evictions(now),
         reaches_ram: vm.caps().coherent,
     });
     ctx.timeslice = plan.timeslice;

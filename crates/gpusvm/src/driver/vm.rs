@@ -72,7 +72,7 @@ impl<M: AddressSpace> Vm<M> {
         let mm = Arc::clone(region.devices().mm());
         let vm = Arc::new(Self {
             id,
-            svm: GpuSvm::new(mm, config, Arc::new(TableOps { device, id })),
+            svm: GpuSvm::new(mm, config, [Arc::new(TableOps { device, id }) as _]),
             region: Arc::clone(region),
             counters: Counters::new(),
             policy,

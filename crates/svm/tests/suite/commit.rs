@@ -1,7 +1,7 @@
 //! What was prepared is mapped if it is still true, and not at all otherwise.
 
 use crate::gpu::{Done, NoRoom};
-use crate::lab::{Lab, READ, WRITE, part};
+use crate::lab::{GPU, Lab, READ, WRITE, part};
 use gpusvm_mm::Reason;
 use gpusvm_mm_sim::{Backing, Prot};
 use gpusvm_pagemap::{Cause, PagemapAddr};
@@ -18,7 +18,7 @@ fn a_commit_binds_what_was_prepared() {
     assert!(prepared.is_in_vram() && !prepared.is_partly_in_ram());
     assert_eq!(lab.gpu.entries(), [], "nothing is mapped yet");
     assert!(lab.commit(&range, prepared));
-    assert!(range.pages().allow(Permission::Write));
+    assert!(range.pages(GPU).allow(Permission::Write));
     assert!(lab.svm.has_mapping(span));
     lab.check_on_gpu(span);
     lab.assert_ends();
@@ -70,7 +70,7 @@ fn a_commit_of_what_was_invalidated_is_refused() {
         lab.log.take();
         assert!(!lab.commit(&range, prepared), "{name}");
         assert_eq!(lab.log.take_of_table(), [], "{name}");
-        assert!(!range.pages().is_mapped(), "{name}");
+        assert!(!range.is_mapped(), "{name}");
         lab.assert_ends();
     }
 }
@@ -85,7 +85,7 @@ fn a_commit_to_a_removed_range_is_refused() {
     // Another has its place meanwhile.
     let other = lab.range(block.start());
     assert!(!lab.commit(&range, prepared));
-    assert!(!other.pages().is_mapped());
+    assert!(!other.is_mapped());
     assert_eq!(lab.gpu.entries(), []);
     assert!(lab.map(&other));
     assert!(!lab.svm.range_remove(&range), "only once");
@@ -114,7 +114,7 @@ fn a_bind_that_fails_leaves_nothing_mapped() {
             Done::Flush(span),
         ];
         assert_eq!(lab.log.take_of_table(), told);
-        assert!(!range.pages().is_mapped());
+        assert!(!range.is_mapped());
         lab.assert_sound();
         assert!(lab.map(&range), "there is room now");
         lab.check_on_gpu(span);
@@ -139,7 +139,7 @@ fn what_cannot_migrate_is_mapped_in_place() {
         lab.check_on_gpu(span);
         // Nobody watches it, but its system calls are heard.
         lab.sim.munmap(part(span, 0, 1));
-        assert!(!range.pages().is_mapped() && range.is_partially_unmapped());
+        assert!(!range.is_mapped() && range.is_partially_unmapped());
         assert_eq!(lab.svm.collect_garbage(), 1);
         lab.assert_ends();
     }
@@ -162,13 +162,13 @@ fn a_mapping_allows_what_its_memory_allows() {
     let range = lab.svm.range_find_or_insert(span.start(), &READ).unwrap();
     let prepared = lab.get_pages(&range, &READ).unwrap();
     assert!(lab.commit(&range, prepared));
-    assert!(!range.pages().allow(Permission::Write));
+    assert!(!range.pages(GPU).allow(Permission::Write));
     lab.sim.mprotect(span, Prot::ReadWrite);
-    assert!(!range.pages().is_mapped());
+    assert!(!range.is_mapped());
     // Of memory that can be written, a reader gets a mapping for writing: it need not fault twice.
     let prepared = lab.get_pages(&range, &READ).unwrap();
     assert!(lab.commit(&range, prepared));
-    assert!(range.pages().allow(Permission::Write));
+    assert!(range.pages(GPU).allow(Permission::Write));
     lab.assert_ends();
 }
 

@@ -33,10 +33,10 @@ fn refused_within(
     ram: bool,
     errno: i32,
 ) -> GetPagesError {
-    let before = (lab.state(range.span()), range.pages().is_mapped());
+    let before = (lab.state(range.span()), range.is_mapped());
     let error = lab.get_pages_within(range, ctx, ram).unwrap_err();
     assert_eq!(error.errno(), errno, "{error}");
-    let after = (lab.state(range.span()), range.pages().is_mapped());
+    let after = (lab.state(range.span()), range.is_mapped());
     assert_eq!(before, after, "after {error}");
     assert_eq!(lab.log.take_of_table(), [], "after {error}");
     error
@@ -142,7 +142,7 @@ fn get_pages_that_keep_moving_is_ebusy() {
         let error = other.get_pages(&range, &WRITE).unwrap_err();
         assert_eq!(error, GetPagesError::Mm(MmError::Unstable { span }));
         assert_eq!(error.errno(), 16);
-        assert!(!range.pages().is_mapped());
+        assert!(!range.is_mapped());
         other.sim.sleep(Duration::from_secs(3));
         assert!(other.map(&range), "it is stable now");
     };

@@ -31,10 +31,7 @@ fn many_zaps_are_one_flush() {
     let unmaps = &log[5..];
     assert_eq!(unmaps.len(), 64);
     assert!(unmaps.iter().all(|done| matches!(done, Done::Unmap(..))));
-    let mapped: Vec<bool> = ranges
-        .iter()
-        .map(|range| range.pages().is_mapped())
-        .collect();
+    let mapped: Vec<bool> = ranges.iter().map(|range| range.is_mapped()).collect();
     assert_eq!(mapped, [true, false, false, false, false, true]);
     lab.check_on_gpu(part(span, 0, RANGE));
     lab.check_on_gpu(part(span, 5 * RANGE, RANGE));
@@ -89,7 +86,7 @@ fn a_range_survives_all_but_an_unmap() {
         Reason::Migrate(WRITE.owner),
     ] {
         lab.invalidate(span, reason);
-        assert!(!range.pages().is_mapped() && !range.is_gone());
+        assert!(!range.is_mapped() && !range.is_gone());
         assert!(!lab.log.take().contains(&Done::Garbage));
         assert_eq!(lab.svm.collect_garbage(), 0);
         assert!(lab.map(&range), "after {reason:?}");

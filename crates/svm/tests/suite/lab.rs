@@ -6,12 +6,14 @@ use gpusvm_mm::{AddressSpace, Block, Home, Invalidation, MmError, Reason};
 use gpusvm_mm_sim::{Backing, Options, Prot, Sim};
 use gpusvm_pagemap::{Pagemap, PagemapAddr, PagemapSpec, Pagemaps, Peer};
 use gpusvm_svm::{
-    Config, FaultCtx, GetPagesError, GpuSvm, PageRun, Prepared, Range, Reach, SvmOps,
+    Config, DeviceIndex, FaultCtx, GetPagesError, GpuSvm, PageRun, Prepared, Range, Reach, SvmOps,
 };
 use gpusvm_types::{ByteSize, OwnerId, PageCount, Span, VirtAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The device of a mirror that has only one.
+pub(crate) const GPU: DeviceIndex = DeviceIndex(0);
 /// How many pages the largest range has here.
 pub(crate) const RANGE: u64 = 16;
 
@@ -65,7 +67,7 @@ impl Lab {
         let gpu = Gpu::new(&log);
         let ops: Arc<dyn SvmOps> = Arc::clone(&gpu) as _;
         Arc::new(Self {
-            svm: GpuSvm::new(Arc::clone(&sim), config, ops),
+            svm: GpuSvm::new(Arc::clone(&sim), config, [ops as _]),
             sim,
             pagemaps,
             log,
@@ -168,6 +170,7 @@ impl Lab {
         self.svm.get_pages(
             range,
             &Reach {
+                device: GPU,
                 pagemaps,
                 peer,
                 ram,

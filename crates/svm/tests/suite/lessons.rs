@@ -2,7 +2,7 @@
 //! number of its lesson, and fails when the mistake is made here. Here: what a device reaches.
 
 use crate::gpu::Done;
-use crate::lab::{Lab, RANGE, READ, WRITE, part};
+use crate::lab::{GPU, Lab, RANGE, READ, WRITE, part};
 use gpusvm_mm::{AddressSpace, Home, Reason};
 use gpusvm_mm_sim::{Backing, Prot};
 use gpusvm_pagemap::{PagemapAddr, Peer};
@@ -32,7 +32,7 @@ fn lesson_02_a_failed_get_pages_maps_nothing() {
         let k = usize::try_from(k).unwrap();
         assert_eq!(counts(&lab.log.take()), (k, k));
         assert_eq!(lab.devices[0].reached(), 0);
-        assert!(!range.pages().is_mapped());
+        assert!(!range.is_mapped());
 
         assert!(lab.map(&range), "nothing is left of the failure");
         assert_eq!(counts(&lab.log.take()), (16, 0));
@@ -62,7 +62,7 @@ fn lesson_02_also_when_a_page_is_in_ram() {
         assert_eq!(error, GetPagesError::NotOnDevice { at: page.start() });
         let k = usize::try_from(k).unwrap();
         assert_eq!(counts(&lab.log.take()), (k, k));
-        assert!(!range.pages().is_mapped());
+        assert!(!range.is_mapped());
         lab.assert_ends();
     }
 }
@@ -166,7 +166,7 @@ fn lesson_22_no_owner_means_ram() {
     let span = range.span();
     lab.svm.range_evict(&range).unwrap();
     assert!(lab.is_home(span));
-    assert!(!range.pages().is_mapped());
+    assert!(!range.is_mapped());
     assert_eq!(
         lab.log.take_of_table(),
         [Done::Zap(span), Done::Flush(span)]
@@ -194,11 +194,11 @@ fn lesson_24_no_write_to_read_only_memory() {
     let lab = Lab::new(&[0]);
     let span = lab.some(Prot::ReadWrite, Backing::Mirrored);
     let range = lab.mapped_range(span);
-    assert!(range.pages().allow(Permission::Write));
+    assert!(range.pages(GPU).allow(Permission::Write));
 
     let prepared = lab.get_pages(&range, &WRITE).unwrap();
     lab.sim.mprotect(span, Prot::Read);
-    assert!(!range.pages().is_mapped());
+    assert!(!range.is_mapped());
     assert!(!lab.commit(&range, prepared), "it was for writing");
     let error = lab.svm.range_find_or_insert(span.start(), &WRITE);
     assert_eq!(error.unwrap_err().errno(), 1);
@@ -210,7 +210,7 @@ fn lesson_24_no_write_to_read_only_memory() {
     let is_read = |run: &gpusvm_svm::PageRun| run.permission == Permission::Read;
     assert!(prepared.runs().iter().all(is_read));
     assert!(lab.commit(&range, prepared));
-    assert!(range.pages().allow(Permission::Read) && !range.pages().allow(Permission::Write));
+    assert!(range.pages(GPU).allow(Permission::Read) && !range.pages(GPU).allow(Permission::Write));
     lab.check_on_gpu(span);
     lab.check(span);
     lab.assert_ends();

@@ -52,7 +52,7 @@ impl Lab {
         for (page, address) in self.gpu.entries() {
             let at = page.start();
             let range = self.svm.range_find(at);
-            let is_mapped = range.is_some_and(|range| range.pages().is_mapped());
+            let is_mapped = range.is_some_and(|range| range.is_mapped());
             assert!(is_mapped, "seed {seed}: {at} is mapped behind its range");
             assert_eq!(Some(address), self.wanted(page), "seed {seed}: {at}");
         }

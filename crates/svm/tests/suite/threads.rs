@@ -72,7 +72,7 @@ fn a_range_is_served_by_one_at_a_time() {
                 let range = lab.svm.range_find_or_insert(block.start(), &WRITE);
                 let range = range.unwrap();
                 let serving = range.serve();
-                if !range.pages().is_mapped() {
+                if !range.is_mapped() {
                     assert_eq!(lab.svm.range_arm(&range, &serving), Ok(true));
                     lab.devices[0].migrate(range.span()).unwrap();
                     assert!(lab.map(&range), "seed {}", lab.sim.seed());
@@ -142,7 +142,7 @@ fn a_range_is_of_the_memory_that_is_there() {
         }
         let range = lab.svm.range_find(span.start()).unwrap();
         assert!(!range.can_migrate(), "seed {seed}");
-        assert!(range.pages().is_mapped(), "seed {seed}");
+        assert!(range.is_mapped(), "seed {seed}");
         lab.check_on_gpu(span);
         lab.assert_ends();
     }

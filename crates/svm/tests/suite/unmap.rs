@@ -17,7 +17,7 @@ fn a_partial_unmap_flags_the_range() {
         let span = range.span();
         lab.sim.munmap(part(span, first, count));
         assert!(range.is_unmapped() && range.is_partially_unmapped() && range.is_gone());
-        assert!(!range.pages().is_mapped());
+        assert!(!range.is_mapped());
         let told = [Done::Zap(span), Done::Flush(span), Done::Garbage];
         assert_eq!(lab.log.take_of_table(), told);
         lab.assert_ends();

@@ -63,7 +63,7 @@ fn a_mirror_hears_of_nothing_outside_its_windows() {
     assert!(range.notifier().is_current(sequence));
     lab.sim.munmap(part(block, RANGE, RANGE));
     assert!(!range.notifier().is_current(sequence));
-    assert!(range.pages().is_mapped(), "beside it");
+    assert!(range.is_mapped(), "beside it");
     lab.assert_ends();
 }
 
@@ -125,7 +125,7 @@ fn sizes_that_cannot_work_are_refused_at_once() {
             chunk_sizes: chunk_sizes.to_vec(),
         };
         let (sim, ops) = (Arc::clone(&lab.sim), Arc::clone(&lab.gpu));
-        let new = AssertUnwindSafe(|| drop(GpuSvm::new(sim, config, ops)));
+        let new = AssertUnwindSafe(|| drop(GpuSvm::new(sim, config, [ops as _])));
         std::panic::catch_unwind(new).is_err()
     };
     assert!(refused(mib(3), &[mib(2), kib(4)]), "no power of two");
@@ -192,7 +192,7 @@ fn memory_that_is_adopted_gets_new_ranges() {
     let before = lab.range(span.start());
     assert!(lab.map(&before));
     lab.sim.adopt(span).unwrap();
-    assert!(before.is_unmapped() && !before.pages().is_mapped());
+    assert!(before.is_unmapped() && !before.is_mapped());
     assert_eq!(lab.svm.collect_garbage(), 1);
     let after = lab.mapped_range(span);
     assert!(after.can_migrate());
