@@ -43,6 +43,7 @@ impl<'a> BlockGuard<'a> {
 
     /// The block of `at` in a part of a region, if it is free.
     pub(crate) fn try_lock(process: &'a Process, at: VirtAddr) -> Result<Option<Self>, NotHere> {
+        gpusvm_sync::walk!("try_lock");
         let part = process.regions.find(at).ok_or(NotHere)?;
         if !part.region.block(at).try_lock() {
             return Ok(None);
@@ -94,6 +95,7 @@ impl<'a> BlockGuard<'a> {
 
     /// Tells subscribers that pages of the block are about to change.
     pub(crate) fn invalidate(&self, span: Span, reason: Reason) {
+        gpusvm_sync::walk!("invalidate");
         self.process
             .notifiers
             .invalidate(&Invalidation { span, reason });
@@ -165,6 +167,7 @@ impl<'a> BlockGuard<'a> {
     /// Gives back the device pages of `span`, which was unmapped. Only for who handles the events in
     /// their order: before, the pages may still be about to move to another address.
     pub(crate) fn release_unmapped(&self, span: Span) {
+        gpusvm_sync::walk!("release_unmapped");
         self.release(span, |word| word.dropped || word.unmapped);
     }
 

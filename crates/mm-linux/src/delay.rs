@@ -28,6 +28,7 @@ impl Delays {
 
     /// The fault at `at` is to be looked at again at `due`. `false` when there is no room.
     pub(crate) fn push(&self, due: Time, at: VirtAddr) -> bool {
+        gpusvm_sync::walk!("push");
         let mut table = self.0.lock();
         let len = table.len;
         let same = |entry: &&mut (Time, VirtAddr)| entry.1.block_start() == at.block_start();

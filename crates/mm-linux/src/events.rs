@@ -88,6 +88,7 @@ impl Events {
 
     /// An event was read: marks what it changes. Called by the reader, in order.
     pub(crate) fn arrive(&self, process: &Process, event: Event) {
+        gpusvm_sync::walk!("arrive");
         Counters::count(&process.counters.events);
         match event {
             Event::Remove { start, end } => {
@@ -224,6 +225,7 @@ impl Events {
         job: Job,
         is_needed: bool,
     ) -> MutexGuard<'a, Queue> {
+        gpusvm_sync::walk!("push");
         if !is_needed && queue.len >= JOBS - KEPT_FOR_REMAPS {
             queue.overflowed = true;
             return queue;

@@ -34,6 +34,7 @@ const REMAP_POLL: Duration = Duration::from_micros(200);
 
 /// Serves what needs no waiting. Whether that was all.
 pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
+    gpusvm_sync::walk!("serve_at_once");
     let Some(part) = process.regions.find(arrival.at) else {
         return false;
     };
@@ -67,6 +68,7 @@ pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
 
 /// Serves a fault. May wait, for a copy and for devices.
 pub(crate) fn serve(process: &Process, at: VirtAddr) -> Urgency {
+    gpusvm_sync::walk!("serve");
     let mut block = loop {
         match BlockGuard::try_lock(process, at) {
             Ok(Some(block)) => break block,
@@ -115,6 +117,7 @@ fn bring_home(
     at: VirtAddr,
     page: gpusvm_mm::DevicePage,
 ) -> Urgency {
+    gpusvm_sync::walk!("bring_home");
     let ops = Arc::clone(&process.memories.of(page).ops);
     let fault = CpuFault {
         at,
@@ -148,6 +151,7 @@ fn is_away(block: &BlockGuard<'_>, at: VirtAddr) -> bool {
 
 /// Fills the chunk around a page that the kernel has no page for.
 fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
+    gpusvm_sync::walk!("zero_fill");
     let chunk = Span::chunk_of(page.start(), ZERO_CHUNK);
     let chunk = chunk
         .intersection(block.span())
@@ -192,6 +196,7 @@ pub(crate) fn wake(process: &Process, at: VirtAddr) {
 
 /// The page is lost to the CPU: a bus error for who touches it, and a report.
 pub(crate) fn give_up(process: &Process, at: VirtAddr, reason: &str) {
+    gpusvm_sync::walk!("give_up");
     Counters::count(&process.counters.failed_faults);
     process.report(format_args!("{reason}: the page at {at} is poisoned"));
     process.mover.poison(Span::page_of(at));

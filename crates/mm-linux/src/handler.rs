@@ -65,6 +65,7 @@ impl Crew {
 
     /// Begins to serve, unless that would leave nobody to read.
     fn begin(&self) -> Option<Serving<'_>> {
+        gpusvm_sync::walk!("begin");
         let more = |serving| (serving + 1 < HANDLERS).then_some(serving + 1);
         let begun = self
             .serving
@@ -73,6 +74,7 @@ impl Crew {
     }
 
     fn park(&self, arrival: Arrival) -> bool {
+        gpusvm_sync::walk!("park");
         let mut parked = self.parked.lock();
         let len = parked.len;
         if len == PARKED {
@@ -163,6 +165,7 @@ impl FaultSink for Sink<'_> {
 }
 
 fn take(process: &Process, arrival: Arrival) {
+    gpusvm_sync::walk!("take");
     let began = process.now();
     if at_once(process, &arrival) {
         return;

@@ -31,6 +31,7 @@ impl<'b> LinuxInbound<'b> {
         span: Span,
         select: &mut dyn FnMut(PageIndex, DevicePage) -> bool,
     ) -> Result<Self, MmError> {
+        gpusvm_sync::walk!("collect");
         assert!(
             block.span().covers(span),
             "{span} is not in the locked {}",
@@ -217,6 +218,7 @@ impl Inbound for LinuxInbound<'_> {
     }
 
     fn commit(mut self) -> Result<(), MmError> {
+        gpusvm_sync::walk!("commit");
         let memories = &self.block.process.memories;
         let mut freed = Freed::new(memories);
         let result = self.arrive(&mut freed).map_err(|errno| MmError::System {

@@ -40,6 +40,7 @@ impl<'b> LinuxOutbound<'b> {
         owner: OwnerId,
         peers: &mut dyn FnMut(PageIndex, DevicePage) -> bool,
     ) -> Result<Self, MmError> {
+        gpusvm_sync::walk!("collect");
         assert!(
             block.span().covers(span),
             "{span} is not in the locked {}",
@@ -278,6 +279,7 @@ impl Outbound for LinuxOutbound<'_> {
     }
 
     fn commit(mut self, home: &mut dyn FnMut(usize) -> DevicePage) {
+        gpusvm_sync::walk!("commit");
         let (process, state) = (self.block.process, self.block.state());
         // Pages that were given up, or unmapped, meanwhile live nowhere.
         let mut freed = Freed::new(&process.memories);

@@ -94,6 +94,7 @@ impl Regions {
 
     /// Forgets what of `span` is mirrored.
     pub(crate) fn remove(&self, span: Span) {
+        gpusvm_sync::walk!("remove");
         let mut parts = self.0.write();
         let kept = parts
             .iter()

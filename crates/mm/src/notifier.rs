@@ -125,6 +125,7 @@ impl Notifiers {
 
     /// Tells everyone. When it returns, no device maps anything of the span.
     pub fn invalidate(&self, event: &Invalidation) {
+        gpusvm_sync::walk!("invalidate");
         for notifier in self.list.read().iter() {
             if notifier.window.overlaps(event.span) {
                 notifier.subscriber.invalidate(notifier, event);

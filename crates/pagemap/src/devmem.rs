@@ -185,6 +185,7 @@ impl Devmem {
     /// The time before which pages may not leave, if it is not over: the end of the timeslice, if
     /// that holds, and the next look at a lease, if that holds.
     pub fn stays_until(&self, now: Time, holds: Holds) -> Option<Time> {
+        gpusvm_sync::walk!("stays_until");
         /// How soon to look again at a lease, which ends at no known time.
         const LEASE_POLL: Duration = Duration::from_millis(1);
         let is_held = match holds {

@@ -23,6 +23,7 @@ pub fn evict_to_ram<M: AddressSpace>(
     devmem: &Devmem,
     cause: Cause,
 ) -> Result<(), EvictError> {
+    gpusvm_sync::walk!("evict_to_ram");
     let mut last = None;
     for _ in 0..EVICT_TRIES {
         if devmem.is_detached() {
@@ -47,6 +48,7 @@ fn walk<M: AddressSpace>(
     devmem: &Devmem,
     cause: Cause,
 ) -> Result<(), EvictError> {
+    gpusvm_sync::walk!("walk");
     let mut pfns = [DevicePfn::new(0); PAGES_PER_BLOCK];
     let pfns = &mut pfns[..devmem.size().as_usize().min(PAGES_PER_BLOCK)];
     devmem.ops().populate_pfn(pfns)?;

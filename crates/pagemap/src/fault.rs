@@ -16,6 +16,7 @@ pub(crate) fn migrate_to_ram<M: AddressSpace>(
     block: &mut M::Block<'_>,
     fault: &CpuFault,
 ) -> FaultOutcome {
+    gpusvm_sync::walk!("migrate_to_ram");
     // The page can have gone home, or to a new allocation, before the block was locked.
     let Some(zdd) = pagemap.zdds.of(fault.page.pfn) else {
         return FaultOutcome::Served;

@@ -66,6 +66,7 @@ pub fn migrate_to_devmem<M: AddressSpace>(
     devmem: &Arc<Devmem>,
     request: &MigrateRequest,
 ) -> Result<Migrated, MigrateError> {
+    gpusvm_sync::walk!("migrate_to_devmem");
     let result = try_migrate(pagemap, devmem, request);
     if !matches!(result, Ok(Migrated { moved, .. }) if moved > PageCount::ZERO) {
         devmem.release();

@@ -222,6 +222,7 @@ impl<M: AddressSpace> Pagemap<M> {
         timeslice: Duration,
         cause: Cause,
     ) -> Result<(), MigrateError> {
+        gpusvm_sync::walk!("populate");
         let _mm = self.mm.upgrade().ok_or(MmError::Gone)?;
         // Not kept: the migrations within enter for themselves.
         let ops = self.binding.read().clone();

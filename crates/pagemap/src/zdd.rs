@@ -87,6 +87,7 @@ impl Zdds {
 
     /// `count` pages from `first` on, all of one memory, are free again.
     pub(crate) fn put_pages(&self, first: DevicePfn, count: PageCount) {
+        gpusvm_sync::walk!("put_pages");
         let mut same: Option<(Zdd, u32)> = None;
         for i in 0..count.get() {
             let pfn = first.offset(PageCount::new(i));

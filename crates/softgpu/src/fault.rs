@@ -81,6 +81,7 @@ impl FaultBuffer {
         fault: (VmId, VirtAddr, Access, bool),
         cancelled: impl Fn() -> bool,
     ) -> Served {
+        gpusvm_sync::walk!("report");
         let (vm, at, access, stale) = fault;
         let mut state = self.state.lock();
         if state.closed {
@@ -165,6 +166,7 @@ impl State {
 
 impl FaultQueue for FaultBuffer {
     fn take(&self, out: &mut [DeviceFault], timeout: Duration) -> usize {
+        gpusvm_sync::walk!("take");
         if out.is_empty() {
             return 0;
         }
@@ -186,6 +188,7 @@ impl FaultQueue for FaultBuffer {
     }
 
     fn resolve(&self, fault: &DeviceFault, verdict: Verdict) {
+        gpusvm_sync::walk!("resolve");
         let mut state = self.state.lock();
         let units = state.slots.len() as u64;
         let unit = usize::try_from(fault.id.0 % units).expect("fewer units than addresses");

@@ -190,6 +190,7 @@ impl<'u> Port<'u> {
     #[cold]
     #[inline(never)]
     fn miss(&mut self, at: u64, access: Access, pages: u64) -> Result<Hit, LaneError> {
+        gpusvm_sync::walk!("miss");
         loop {
             self.misses += 1;
             // In this order: stamp, whether cancelled, entry. See `flush`, and `cancel`.
@@ -248,6 +249,7 @@ impl<'u> Port<'u> {
         access: Access,
         stale: bool,
     ) -> Result<(), LaneError> {
+        gpusvm_sync::walk!("fault");
         self.publish_counters();
         add(&self.shared.counters.faults, 1);
         let fault = (self.launch.vm_id, at, access, stale);

@@ -19,6 +19,7 @@ pub fn choose(
     sizes: &[ByteSize],
     free: impl Fn(Span) -> bool,
 ) -> Option<Span> {
+    gpusvm_sync::walk!("choose");
     let chunks = sizes.iter().map(|size| Span::chunk_of(at, *size));
     chunks
         .into_iter()

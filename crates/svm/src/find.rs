@@ -43,6 +43,7 @@ impl<M: AddressSpace> GpuSvm<M> {
         at: VirtAddr,
         ctx: &FaultCtx,
     ) -> Result<Arc<Range<M>>, FindError> {
+        gpusvm_sync::walk!("range_find_or_insert");
         // It listens before it looks: a mapping that goes after the look is heard of.
         let known = self.listen(at);
         let vma = self.look(at, ctx)?;
@@ -143,6 +144,7 @@ impl<M: AddressSpace> GpuSvm<M> {
     ///
     /// What the address space refused.
     pub fn range_arm(&self, range: &Range<M>, _serving: &Serving<'_>) -> Result<bool, FindError> {
+        gpusvm_sync::walk!("range_arm");
         if range.can_migrate() && !range.is_armed() {
             range.set_armed(self.mm.arm(range.span())?);
         }

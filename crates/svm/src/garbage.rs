@@ -12,6 +12,7 @@ impl<M: AddressSpace> GpuSvm<M> {
     ///
     /// Says how many ranges it removed. Cheap when there is no garbage. Call it without locks.
     pub fn collect_garbage(&self) -> usize {
+        gpusvm_sync::walk!("collect_garbage");
         if self.core.garbage.swap(0, Ordering::AcqRel) == 0 {
             return 0;
         }
@@ -56,6 +57,7 @@ impl<M: AddressSpace> GpuSvm<M> {
 
     /// Forgets a range and takes its mapping away (`drm_gpusvm_range_remove`). Whether it was there.
     pub fn range_remove(&self, range: &Arc<Range<M>>) -> bool {
+        gpusvm_sync::walk!("range_remove");
         if !range.set_removed() {
             return false;
         }

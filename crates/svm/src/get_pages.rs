@@ -76,6 +76,7 @@ impl<M: AddressSpace> GpuSvm<M> {
         reach: &Reach<'_, M>,
         ctx: &FaultCtx,
     ) -> Result<Prepared<M>, GetPagesError> {
+        gpusvm_sync::walk!("get_pages");
         let span = range.span();
         let sequence = range.notifier().read_begin();
         let vma = self

@@ -192,6 +192,7 @@ impl<M: AddressSpace> GpuSvm<M> {
         prepared: Prepared<M>,
         bind: impl FnOnce(&Quiesced<'_>, &[PageRun]) -> Result<(), E>,
     ) -> Result<bool, E> {
+        gpusvm_sync::walk!("commit");
         let device = prepared.device;
         let proof = self.quiesce();
         if !range.notifier().is_current(prepared.sequence) || range.is_gone() {
@@ -221,6 +222,7 @@ impl<M: AddressSpace> GpuSvm<M> {
     ///
     /// As [`AddressSpace::range_fault`].
     pub fn range_evict(&self, range: &Range<M>) -> Result<(), gpusvm_mm::MmError> {
+        gpusvm_sync::walk!("range_evict");
         let mut homes = pages::homes_for(range.span());
         self.mm.range_fault(range.span(), None, &mut homes)
     }

@@ -16,6 +16,7 @@ use gpusvm_types::Span;
 
 impl<M: AddressSpace> Subscriber for Core<M> {
     fn invalidate(&self, notifier: &IntervalNotifier, event: &Invalidation) {
+        gpusvm_sync::walk!("invalidate");
         let Some(span) = event.span.intersection(notifier.window()) else {
             return;
         };

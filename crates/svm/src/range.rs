@@ -119,6 +119,7 @@ impl<M: AddressSpace> Range<M> {
 
     /// Waits until nobody else serves a fault in it.
     pub fn serve(&self) -> Serving<'_> {
+        gpusvm_sync::walk!("serve");
         Serving(self.serving.lock())
     }
 

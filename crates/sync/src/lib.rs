@@ -21,6 +21,24 @@ pub mod atomic {
 
 mod lock; // what excludes, and what waits for a change
 mod scheduler; // who runs meanwhile
+#[cfg(feature = "walk")]
+pub mod walk; // which functions are entered, for tests
 
 pub use lock::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use scheduler::{Scheduler, scheduler, set_scheduler, sleep, yield_now};
+
+/// Notes that a function of a walk is entered: see `walk`. First thing in the function, with its name.
+#[cfg(feature = "walk")]
+#[macro_export]
+macro_rules! walk {
+    ($function:literal) => {
+        let _entered = $crate::walk::enter(::core::file!(), $function);
+    };
+}
+
+/// Notes that a function of a walk is entered, where the feature `walk` is on; else it is nothing.
+#[cfg(not(feature = "walk"))]
+#[macro_export]
+macro_rules! walk {
+    ($function:literal) => {};
+}

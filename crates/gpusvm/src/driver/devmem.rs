@@ -132,6 +132,7 @@ impl<M: AddressSpace> DevmemOps for Bo<M> {
         after: Option<&dyn PreMigrateFence>,
         cause: Cause,
     ) -> Result<(), DevmemError> {
+        gpusvm_sync::walk!("copy_to_devmem");
         let mut ops = pieces.map(|piece| match piece {
             ToDevmem::Copy { from, to, len } => CopyOp::ToDevice { from, to, len },
             ToDevmem::Clear { to, len } => CopyOp::Clear { to, len },
@@ -147,6 +148,7 @@ impl<M: AddressSpace> DevmemOps for Bo<M> {
         after: Option<&dyn PreMigrateFence>,
         cause: Cause,
     ) -> Result<(), DevmemError> {
+        gpusvm_sync::walk!("copy_to_ram");
         let to_peers = Cell::new(ByteSize::ZERO);
         let is_lost = Cell::new(false);
         let mut ops = pieces.map_while(|ToRam { from, to, len }| {

@@ -21,6 +21,7 @@ impl<M: AddressSpace> RegionOps<M> {
     /// An allocation of `count` pages, evicting others until there is room. `None` after
     /// [`MAX_TRIES`], or when there can never be so many.
     pub(crate) fn allocate(&self, pagemap: &Pagemap<M>, count: PageCount) -> Option<Devmem> {
+        gpusvm_sync::walk!("allocate");
         let memory = &self.memory;
         if count > memory.vram.total() {
             return None;
@@ -54,6 +55,7 @@ impl<M: AddressSpace> RegionOps<M> {
 
     /// Whether any device address space used it. All are asked: that begins anew.
     fn was_used(&self, vms: &[Arc<Vm<M>>], resident: &Resident) -> bool {
+        gpusvm_sync::walk!("was_used");
         let tables = self.memory.device.page_tables();
         let used = |vm: &Arc<Vm<M>>| tables.test_and_clear_accessed(vm.id(), resident.span);
         let pages: u64 = vms.iter().map(|vm| used(vm).get()).sum();

@@ -51,6 +51,7 @@ pub(crate) struct Request {
 
 /// Serves a fault of the device.
 pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict {
+    gpusvm_sync::walk!("serve");
     let began = vm.now();
     counters::count(&vm.counters.faults);
     let DeviceFault {
@@ -78,6 +79,7 @@ pub(crate) fn make_accessible<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
 ) -> Result<(), FaultError> {
+    gpusvm_sync::walk!("make_accessible");
     if request.stale {
         forget_stale(vm, request.at)?;
     }
@@ -101,6 +103,7 @@ pub(crate) fn make_accessible<M: AddressSpace>(
 
 /// One pass over a fault, from nothing to a mapping.
 fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<Pass, FaultError> {
+    gpusvm_sync::walk!("pass");
     let closed = FaultError::Closed { at: request.at };
     // Before everything that others wait for: nobody is to wait for who waits for a fork.
     let _no_fork = vm.svm().mm().no_fork().ok_or(closed)?;
@@ -142,6 +145,7 @@ fn map<M: AddressSpace>(
     ctx: &FaultCtx,
     again: Option<Duration>,
 ) -> Result<Pass, FaultError> {
+    gpusvm_sync::walk!("map");
     let reach = Reach {
         device: ONLY,
         pagemaps: vm.region.devices().pagemaps(),
@@ -210,6 +214,7 @@ fn place<M: AddressSpace>(
     attempt: u32,
     ctx: &mut FaultCtx,
 ) -> Result<Option<Duration>, FaultError> {
+    gpusvm_sync::walk!("place");
     let now = vm.now();
     let Request { at, access, .. } = *request;
     let plan = vm.policy.on_device_fault(&FaultInfo {
@@ -237,6 +242,7 @@ fn migrate<M: AddressSpace>(
     range: &Range<M>,
     ctx: &FaultCtx,
 ) -> Result<(), FaultError> {
+    gpusvm_sync::walk!("migrate");
     let pagemap = vm.region.pagemap();
     match pagemap.populate(range.span(), ctx.timeslice, request.cause) {
         Ok(()) => Ok(()),

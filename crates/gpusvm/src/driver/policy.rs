@@ -59,6 +59,7 @@ impl Default for MigrateOnTouch {
 
 impl Policy for MigrateOnTouch {
     fn on_device_fault(&self, fault: &FaultInfo) -> Plan {
+        gpusvm_sync::walk!("on_device_fault");
         /// Longer, and a person would notice it as a hang.
         const LONGEST: Duration = Duration::from_millis(16);
         /// So many evictions in a row, each after hardly any use, are no accident.

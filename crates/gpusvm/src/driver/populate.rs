@@ -26,11 +26,13 @@ impl<M: AddressSpace> PagemapOps<M> for RegionOps<M> {
         timeslice: Duration,
         cause: Cause,
     ) -> Result<(), MigrateError> {
+        gpusvm_sync::walk!("populate");
         let mut blocks = span.blocks();
         blocks.try_for_each(|piece| self.populate_in_block(pagemap, piece, timeslice, cause))
     }
 
     fn device_map(&self, page: DevicePfn, peer: Peer) -> Option<PagemapAddr> {
+        gpusvm_sync::walk!("device_map");
         let memory = &*self.memory;
         if peer == memory.peer {
             return Some(PagemapAddr::Vram(page.dev_addr()));

@@ -83,6 +83,7 @@ impl Deref for Picked<'_> {
 
 impl Drop for Picked<'_> {
     fn drop(&mut self) {
+        gpusvm_sync::walk!("drop");
         let back = self.resident.take();
         if let Some(back) = back.filter(|resident| !resident.is_gone()) {
             self.residents.0.lock().queue.push_back(back);
@@ -111,6 +112,7 @@ impl Residents {
     /// Picks who goes: the one that has been there longest, unless the device used it since it was
     /// last asked (`was_used`), it may not leave yet, or a launch needs it.
     pub(crate) fn pick(&self, now: Time, was_used: impl Fn(&Resident) -> bool) -> Victim<'_> {
+        gpusvm_sync::walk!("pick");
         let mut list = self.0.lock();
         let queue = &mut list.queue;
         let mut soonest: Option<Duration> = None;

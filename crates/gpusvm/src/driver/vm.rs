@@ -182,6 +182,7 @@ impl<M: AddressSpace> Vm<M> {
 
     /// Enters mappings. The proof says that nothing of them is invalidated meanwhile.
     pub(crate) fn bind(&self, _proof: &Quiesced<'_>, runs: &[PageRun]) -> Result<(), DeviceError> {
+        gpusvm_sync::walk!("bind");
         for run in runs {
             let target = match run.address {
                 PagemapAddr::System(at) => Target::System(at),

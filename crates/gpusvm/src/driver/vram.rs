@@ -98,6 +98,7 @@ impl Vram {
 
     /// Waits for something to be freed, up to `timeout`.
     pub(crate) fn wait_freed(&self, timeout: Duration) {
+        gpusvm_sync::walk!("wait_freed");
         let free = self.free.lock();
         drop(self.freed.wait_timeout(free, timeout));
     }

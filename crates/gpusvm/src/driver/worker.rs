@@ -34,6 +34,7 @@ pub fn start<M: AddressSpace>(region: &Arc<VramRegion<M>>) -> std::io::Result<Ve
 }
 
 fn run<M: AddressSpace>(region: &VramRegion<M>) {
+    gpusvm_sync::walk!("run");
     // Its own touches of application memory, to break sharing, must not wait for itself.
     let _engine = EngineThread::enter();
     let Some(queue) = region.device().fault_queue() else {

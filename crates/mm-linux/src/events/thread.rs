@@ -15,21 +15,28 @@ use gpusvm_types::{PageCount, Span, VirtAddr};
 /// The event thread.
 pub(crate) fn run(process: &Process) {
     while let Some(job) = process.events.next() {
-        match job {
-            Job::Removed { span } => removed(process, span),
-            Job::Unmapped { span } => unmapped(process, span),
-            Job::Remapped { from, to } => remapped(process, from, to),
-            Job::Sweep => sweep(process),
-        }
+        handle(process, &job);
         process.events.done(job);
     }
 }
 
+fn handle(process: &Process, job: &Job) {
+    gpusvm_sync::walk!("handle");
+    match *job {
+        Job::Removed { span } => removed(process, span),
+        Job::Unmapped { span } => unmapped(process, span),
+        Job::Remapped { from, to } => remapped(process, from, to),
+        Job::Sweep => sweep(process),
+    }
+}
+
 fn removed(process: &Process, span: Span) {
+    gpusvm_sync::walk!("removed");
     each_block(process, span, |block, piece| block.release_dropped(piece));
 }
 
 fn unmapped(process: &Process, span: Span) {
+    gpusvm_sync::walk!("unmapped");
     each_block(process, span, |block, piece| {
         // Pages of a place that a remap had emptied may have been taken for holes since.
         for word in block.region.words_in(piece) {
@@ -65,6 +72,7 @@ fn sweep(process: &Process) {
 
 /// The pages went to another address: those in RAM by the kernel, the others by name.
 fn remapped(process: &Process, from: Span, to: VirtAddr) {
+    gpusvm_sync::walk!("remapped");
     for part in process.regions.parts_in(from) {
         let Some(there) = translate(part.span, from, to) else {
             continue;

@@ -273,6 +273,7 @@ impl Mover for UffdMover {
         sources: &mut [Source],
         block: &BlockState,
     ) -> Result<Taken, Errno> {
+        gpusvm_sync::walk!("take_out");
         sources.fill(Source::Hole);
         self.move_out(run, slot, sources, block)
     }
@@ -310,6 +311,7 @@ impl Mover for UffdMover {
     }
 
     fn fill(&self, run: Span, slot: VirtAddr) -> Filled {
+        gpusvm_sync::walk!("fill");
         if !self.moves_in(run.len()) {
             return self.fill_copy(run, slot);
         }

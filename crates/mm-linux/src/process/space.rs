@@ -72,6 +72,7 @@ impl AddressSpace for Process {
     }
 
     fn arm(&self, span: Span) -> Result<ArmToken, MmError> {
+        gpusvm_sync::walk!("arm");
         if self.is_gone() {
             return Err(MmError::Gone);
         }
@@ -116,6 +117,7 @@ impl AddressSpace for Process {
     }
 
     fn lock_block(&self, span: Span) -> Result<Self::Block<'_>, MmError> {
+        gpusvm_sync::walk!("lock_block");
         if self.is_gone() {
             return Err(MmError::Gone);
         }
@@ -132,6 +134,7 @@ impl AddressSpace for Process {
     }
 
     fn lock_device_page(&self, page: DevicePage) -> Option<(Self::Block<'_>, PageIndex)> {
+        gpusvm_sync::walk!("lock_device_page");
         loop {
             let at = self.memories.address_of(page)?;
             let block = BlockGuard::lock_with_pass(self, at.start())?.ok()?;

@@ -54,6 +54,7 @@ impl UffdSource {
 
     /// Reads all that is there; the first fault is for the caller.
     fn read(&self, sink: &mut dyn FaultSink) -> Option<Arrival> {
+        gpusvm_sync::walk!("read");
         let _reading = self.reading.write();
         let mut first = None;
         loop {
@@ -98,6 +99,7 @@ impl UffdSource {
 
 impl FaultSource for UffdSource {
     fn next(&self, timeout: Option<Duration>, sink: &mut dyn FaultSink) -> Option<Arrival> {
+        gpusvm_sync::walk!("next");
         let arrival = self.read(sink);
         if arrival.is_some() || self.stopped.load(Ordering::Acquire) {
             return arrival;
