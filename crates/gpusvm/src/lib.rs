@@ -55,7 +55,7 @@ mod stats; // what happened
 mod error; // what was refused
 pub mod driver; // device faults, end to end
 
-pub use driver::{FaultInfo, MigrateOnTouch, Moved, Plan, Policy, Times};
+pub use driver::{FaultInfo, MigrateOnTouch, Moved, Plan, Policy, SizeStats, Times};
 pub use error::Error;
 pub use gpusvm_device::{Access, Fabric, FaultError, FaultMode};
 pub use gpusvm_mm_linux::{AdoptError, Capabilities, Plain, Rung};

@@ -1,6 +1,6 @@
 //! A device of the engine, and its address space.
 
-use crate::driver::{Devices, Policy, Vm, VramRegion, worker};
+use crate::driver::{Devices, Policy, SizeStats, Vm, VramRegion, worker};
 use crate::{Error, Stats};
 use gpusvm_device::Device;
 use gpusvm_mm_linux::Process;
@@ -57,6 +57,8 @@ impl Node {
         stats.failed_faults += vm.failed;
         stats.not_migrated += vm.not_migrated;
         stats.device_fault_time = vm.fault_time;
+        stats.flushes += vm.flushes;
+        SizeStats::add_to(&mut stats.device_faults_by_size, vm.by_size);
         stats.ranges_live += vm.ranges_live;
         let region = self.region.stats();
         stats.evictions += region.evictions;

@@ -1,6 +1,6 @@
 //! What happened.
 
-use crate::driver::{Moved, Times};
+use crate::driver::{Moved, SizeStats, Times};
 
 /// What happened since the engine was built, and how things stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,10 @@ pub struct Stats {
     pub to_peer: Moved,
     /// How long device faults took to serve.
     pub device_fault_time: Times,
+    /// What device faults cost, by the size of ranges, descending, and by stage.
+    pub device_faults_by_size: Vec<SizeStats>,
+    /// Invalidations that devices took part in: each is one flush.
+    pub flushes: u64,
     /// How long CPU faults took to serve.
     pub cpu_fault_time: Times,
     /// Ranges that devices know now.

@@ -1,5 +1,6 @@
 //! What the driver did, counted by cause.
 
+use crate::driver::stages::{SizeStats, Stages};
 use crate::driver::vram::Vram;
 use core::time::Duration;
 use gpusvm_pagemap::Cause;
@@ -94,6 +95,10 @@ pub struct VmStats {
     pub not_migrated: u64,
     /// How long faults took to serve.
     pub fault_time: Times,
+    /// What faults cost, by the size of ranges, descending; sizes without a fault are left out.
+    pub by_size: Vec<SizeStats>,
+    /// Invalidations that it took part in: each is one flush.
+    pub flushes: u64,
     /// Ranges that it has now.
     pub ranges_live: u64,
 }
@@ -129,6 +134,7 @@ pub(crate) struct Counters {
     pub(crate) last_resorts: AtomicU64,
     pub(crate) slips: AtomicU64,
     pub(crate) not_migrated: AtomicU64,
+    pub(crate) stages: Stages,
     fault_time: Mutex<Histogram<u64>>,
 }
 
@@ -195,6 +201,7 @@ impl Counters {
             last_resorts: AtomicU64::new(0),
             slips: AtomicU64::new(0),
             not_migrated: AtomicU64::new(0),
+            stages: Stages::default(),
             fault_time: Mutex::new(times),
         }
     }
@@ -203,7 +210,7 @@ impl Counters {
         self.fault_time.lock().saturating_record(nanos(took));
     }
 
-    pub(crate) fn snapshot(&self, ranges: usize) -> VmStats {
+    pub(crate) fn snapshot(&self, ranges: usize, flushes: u64) -> VmStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         VmStats {
             faults: get(&self.faults),
@@ -215,6 +222,8 @@ impl Counters {
             slips: get(&self.slips),
             not_migrated: get(&self.not_migrated),
             fault_time: Times::of(&self.fault_time.lock()),
+            by_size: self.stages.snapshot(),
+            flushes,
             ranges_live: u64::try_from(ranges).unwrap_or(u64::MAX),
         }
     }

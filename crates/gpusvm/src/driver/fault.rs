@@ -13,6 +13,7 @@
 use crate::driver::counters;
 use crate::driver::policy::FaultInfo;
 use crate::driver::revisit::BUSY_AGAIN;
+use crate::driver::stages::Stage;
 use crate::driver::vm::Vm;
 use core::time::Duration;
 use gpusvm_device::{Access, Caps, DeviceFault, FaultError, Verdict};
@@ -114,12 +115,14 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         Ok(range) => range,
         Err(error) => return refused(request, error),
     };
+    let _time = vm.time(&range, Stage::Pass);
     let serving = range.serve();
     if range.is_gone() {
         return Ok(Pass::Stale);
     }
     if is_served(&range, request.access, vm.caps()) {
         counters::count(&vm.counters.coalesced);
+        vm.counters.stages.count_coalesced(range.span());
         return Ok(Pass::Bound);
     }
     match vm.svm().range_arm(&range, &serving) {
@@ -152,14 +155,18 @@ fn map<M: AddressSpace>(
         peer: vm.region.peer(),
         ram: vm.caps().coherent,
     };
-    let prepared = match vm.svm().get_pages(range, &reach, ctx) {
+    let timed = vm.time(range, Stage::GetPages);
+    let prepared = vm.svm().get_pages(range, &reach, ctx);
+    drop(timed);
+    let prepared = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return not_mapped(vm, request, range, error),
     };
     let again = again.filter(|_| !prepared.is_in_vram());
-    let bound = vm
-        .svm()
-        .commit(range, prepared, |proof, runs| vm.bind(proof, runs));
+    let bound = vm.svm().commit(range, prepared, |proof, runs| {
+        let _time = vm.time(range, Stage::Bind);
+        vm.bind(proof, runs)
+    });
     match bound {
         Ok(true) => {
             if let Some(after) = again {
@@ -243,6 +250,7 @@ fn migrate<M: AddressSpace>(
     ctx: &FaultCtx,
 ) -> Result<(), FaultError> {
     gpusvm_sync::walk!("migrate");
+    let _time = vm.time(range, Stage::Migrate);
     let pagemap = vm.region.pagemap();
     match pagemap.populate(range.span(), ctx.timeslice, request.cause) {
         Ok(()) => Ok(()),

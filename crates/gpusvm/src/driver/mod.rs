@@ -61,6 +61,7 @@ pub(crate) mod vram; // what of device memory is free
 pub(crate) mod residents; // what lives there
 pub(crate) mod devmem; // one allocation of it
 pub(crate) mod counters; // what happened
+pub(crate) mod stages; // what it cost, by size and stage
 
 pub use counters::{Moved, RegionStats, Times, VmStats};
 pub use devices::Devices;
@@ -69,4 +70,5 @@ pub use fault::{MAX_PASSES, MAX_PASSES_IN_PLACE};
 pub use policy::{FaultInfo, MigrateOnTouch, Plan, Policy};
 pub use region::VramRegion;
 pub use resident::{Declared, Lease, MAX_SLIPS};
+pub use stages::SizeStats;
 pub use vm::{Vm, VmError};

@@ -5,18 +5,19 @@
 //! Whoever works on the address space holds `working` to read, as long as one pass over a fault takes.
 //! Closing it holds it to write, after it was announced: so nothing is mapped behind its back.
 
-use crate::driver::counters::{Counters, VmStats};
+use crate::driver::counters::{self, Counters, VmStats};
 use crate::driver::fault::{self, Request};
 use crate::driver::policy::Policy;
 use crate::driver::region::VramRegion;
 use crate::driver::revisit::Revisits;
+use crate::driver::stages::{Stage, Timed};
 use gpusvm_device::{
     Access, Caps, Device, DeviceError, DeviceFault, FaultError, Mapping, Target, Verdict, VmId,
 };
 use gpusvm_mm::{AddressSpace, Home, MmError, Time};
 use gpusvm_pagemap::{Cause, PagemapAddr};
-use gpusvm_svm::{Config, GpuSvm, PageRun, Permission, Quiesced, SvmOps};
-use gpusvm_sync::atomic::{AtomicBool, Ordering};
+use gpusvm_svm::{Config, GpuSvm, PageRun, Permission, Quiesced, Range, SvmOps};
+use gpusvm_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use gpusvm_sync::{Arc, RwLock, RwLockReadGuard};
 use gpusvm_types::{BLOCK_SIZE, PAGE_SIZE, Span, VirtAddr};
 
@@ -27,6 +28,7 @@ pub struct Vm<M: AddressSpace> {
     svm: GpuSvm<M>,
     pub(crate) region: Arc<VramRegion<M>>,
     pub(crate) counters: Counters,
+    table: Arc<TableOps>,
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) revisits: Revisits<M>,
     closed: AtomicBool,
@@ -70,11 +72,17 @@ impl<M: AddressSpace> Vm<M> {
             ..Config::default()
         };
         let mm = Arc::clone(region.devices().mm());
+        let table = Arc::new(TableOps {
+            device,
+            id,
+            flushes: AtomicU64::new(0),
+        });
         let vm = Arc::new(Self {
             id,
-            svm: GpuSvm::new(mm, config, [Arc::new(TableOps { device, id }) as _]),
+            svm: GpuSvm::new(mm, config, [Arc::clone(&table) as _]),
             region: Arc::clone(region),
             counters: Counters::new(),
+            table,
             policy,
             revisits: Revisits::new(),
             closed: AtomicBool::new(false),
@@ -101,7 +109,10 @@ impl<M: AddressSpace> Vm<M> {
 
     /// What it did so far.
     pub fn stats(&self) -> VmStats {
-        self.counters.snapshot(self.svm.range_count())
+        self.counters.snapshot(
+            self.svm.range_count(),
+            self.table.flushes.load(Ordering::Relaxed),
+        )
     }
 
     /// Serves a fault of the device, and says what becomes of it. Several threads may, at once.
@@ -180,6 +191,13 @@ impl<M: AddressSpace> Vm<M> {
         self.svm.mm().now()
     }
 
+    /// A stage of serving a fault in `range` begins.
+    pub(crate) fn time(&self, range: &Range<M>, stage: Stage) -> Timed<'_, M> {
+        self.counters
+            .stages
+            .time(self.svm.mm(), range.span(), stage)
+    }
+
     /// Enters mappings. The proof says that nothing of them is invalidated meanwhile.
     pub(crate) fn bind(&self, _proof: &Quiesced<'_>, runs: &[PageRun]) -> Result<(), DeviceError> {
         gpusvm_sync::walk!("bind");
@@ -212,6 +230,7 @@ impl<M: AddressSpace> Drop for Vm<M> {
 struct TableOps {
     device: Arc<dyn Device>,
     id: VmId,
+    flushes: AtomicU64,
 }
 
 impl SvmOps for TableOps {
@@ -220,6 +239,7 @@ impl SvmOps for TableOps {
     }
 
     fn flush(&self, span: Span) {
+        counters::count(&self.flushes);
         self.device.page_tables().flush(self.id, span);
     }
 
