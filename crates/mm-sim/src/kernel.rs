@@ -13,7 +13,7 @@
 use crate::events::Job;
 use crate::frame::{FrameRef, Frames, PAGE_BYTES};
 use crate::region::{Parts, Region};
-use gpusvm_mm::{ArmToken, Vma, VmaKind};
+use gpusvm_mm::{ArmToken, Seen, Vma, VmaKind};
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PAGE_SIZE, PageCount, PageIndex, Span, VirtAddr};
@@ -156,6 +156,25 @@ impl Kernel {
             writable: mapping.prot == Prot::ReadWrite,
             kind: mapping.kind,
         })
+    }
+
+    /// Where a page is, for who only looks.
+    pub(crate) fn see(&self, page: PageIndex) -> Seen {
+        let at = page.start();
+        if self.mapping(at).is_none_or(|mapping| mapping.going) {
+            return Seen::Unmapped;
+        }
+        let part = self.parts.find(at);
+        if let Some(told) = part.and_then(|part| Seen::by_word(part.region.word(page).get().home()))
+        {
+            return told;
+        }
+        match self.pages.get(&page) {
+            Some(Pte::Frame(_) | Pte::Zero | Pte::Poisoned) => Seen::System,
+            // It was moved here, and is perhaps on a device: the engine will know in a moment.
+            None if part.is_none() && self.is_arriving(at) => Seen::Moving,
+            None => Seen::Absent,
+        }
     }
 
     /// The mappings in `span`, cut to it.

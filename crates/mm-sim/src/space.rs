@@ -8,7 +8,7 @@ use crate::outbound::EAGAIN;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
     AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
-    Mirror, MmError, Notifiers, Snapshot, Time, Vma, Wanted,
+    Mirror, MmError, Notifiers, Seen, Snapshot, Time, Vma, Wanted,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
@@ -137,9 +137,26 @@ impl AddressSpace for Sim {
     ) -> Result<(), MmError> {
         let look = || {
             self.step(format_args!("range fault {span}"));
-            self.snapshot(span, owner, homes)
+            self.look(span, owner, homes)
         };
         range_fault::until_stable(span, || self.time(), look)
+    }
+
+    fn snapshot(&self, span: Span, seen: &mut [Seen]) -> Result<(), MmError> {
+        assert_eq!(
+            seen.len(),
+            span.page_count().as_usize(),
+            "one for each page"
+        );
+        self.step(format_args!("snapshot {span}"));
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        let kernel = self.kernel.lock();
+        for (page, seen) in span.pages().zip(seen) {
+            *seen = kernel.see(page);
+        }
+        Ok(())
     }
 }
 
@@ -178,7 +195,7 @@ impl Sim {
     }
 
     /// Looks at the homes once.
-    fn snapshot(
+    fn look(
         &self,
         span: Span,
         owner: Option<OwnerId>,

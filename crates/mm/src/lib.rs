@@ -3,7 +3,7 @@
 //! ```text
 //!   pagemap, svm                      who asks
 //!        |
-//!   AddressSpace  ---- vma, mirrored, arm, range_fault, now
+//!   AddressSpace  ---- vma, mirrored, arm, range_fault, snapshot, now
 //!        |        ---- lock_block ----> Block
 //!        |                               |-- collect -------> Outbound -- commit  RAM -> device
 //!        |                               `-- collect_device -> Inbound -- commit  device -> RAM
@@ -41,6 +41,7 @@ pub mod space;
 pub mod migrate;
 pub mod home;
 pub mod range_fault;
+pub mod seen;
 pub mod rmap;
 pub mod memories;
 pub mod notifier;
@@ -55,4 +56,5 @@ pub use migrate::{Block, Inbound, KeptReason, Leaving, Outbound, Source};
 pub use notifier::{IntervalNotifier, Invalidation, Notifiers, Reason, Sequence, Subscriber};
 pub use range_fault::Snapshot;
 pub use rmap::Rmap;
+pub use seen::Seen;
 pub use space::{AddressSpace, ArmToken, Mirror, Time, Vma, VmaKind};

@@ -1,6 +1,6 @@
 //! The address space: what a process looks like from below.
 
-use crate::{Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, Home, MmError, Notifiers};
+use crate::{Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, Home, MmError, Notifiers, Seen};
 use alloc::sync::Arc;
 use core::time::Duration;
 use gpusvm_types::{OwnerId, PageCount, PageIndex, Span, VirtAddr};
@@ -166,4 +166,19 @@ pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
         owner: Option<OwnerId>,
         homes: &mut [Home],
     ) -> Result<(), MmError>;
+
+    /// Where the pages of `span` are now, whatever is mapped there, mirrored or not: `hmm_range_fault`
+    /// that asks for no page. It faults nothing in, brings nothing home and waits for no page, and is
+    /// out of date when it returns: for decisions that may be wrong, such as whether moving is worth
+    /// while. Every entry of `seen` is written when it succeeds. Bounded by the pages of the span, and
+    /// asks the system once for each mapping in it, not for each page.
+    ///
+    /// # Errors
+    ///
+    /// `Gone`, and what the system refused.
+    ///
+    /// # Panics
+    ///
+    /// When `seen` has not one entry for each page.
+    fn snapshot(&self, span: Span, seen: &mut [Seen]) -> Result<(), MmError>;
 }

@@ -7,6 +7,22 @@ use gpusvm_types::{Span, VirtAddr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FindError {
+    /// The address is outside of what the caller has of the process.
+    #[error("{at} is not in {within}")]
+    Outside {
+        /// The address.
+        at: VirtAddr,
+        /// What the caller has.
+        within: Span,
+    },
+    /// The range that is there reaches out of what the caller has: remove it, and ask again.
+    #[error("the range {range} reaches out of {within}")]
+    Wider {
+        /// What the range covers.
+        range: Span,
+        /// What the caller has.
+        within: Span,
+    },
     /// Nothing is mapped there.
     #[error("{at} is not mapped")]
     NoMapping {
@@ -47,10 +63,11 @@ impl FindError {
     /// What the kernel's twin returns.
     pub const fn errno(&self) -> i32 {
         match self {
-            Self::NoMapping { .. } => 2,                   // ENOENT
-            Self::NotReadable { .. } | Self::Closed => 14, // EFAULT
-            Self::ReadOnly { .. } => 1,                    // EPERM
-            Self::NoChunk { .. } => 22,                    // EINVAL
+            Self::NoMapping { .. } => 2,                       // ENOENT
+            Self::NotReadable { .. } | Self::Closed => 14,     // EFAULT
+            Self::ReadOnly { .. } => 1,                        // EPERM
+            Self::NoChunk { .. } | Self::Outside { .. } => 22, // EINVAL
+            Self::Wider { .. } => 11,                          // EAGAIN
             Self::Mm(error) => error.errno(),
         }
     }
@@ -84,6 +101,12 @@ pub enum GetPagesError {
         /// The page.
         at: VirtAddr,
     },
+    /// Pages of one range are in RAM and in a device memory, and that is not allowed.
+    #[error("the page at {at} is in RAM and others of its range are not, or the other way round")]
+    Mixed {
+        /// The first page that is elsewhere than those before it.
+        at: VirtAddr,
+    },
     /// Pages of one range are in more than one device memory.
     #[error("the page at {at} is in another device memory than those before it")]
     MixedPagemaps {
@@ -99,9 +122,9 @@ impl GetPagesError {
     /// What the kernel's twin returns.
     pub const fn errno(&self) -> i32 {
         match self {
-            Self::ReadOnly { .. } => 1,                                 // EPERM
-            Self::Unmapped { .. } | Self::NotOnDevice { .. } => 14,     // EFAULT
-            Self::OutOfReach { .. } | Self::MixedPagemaps { .. } => 95, // EOPNOTSUPP
+            Self::ReadOnly { .. } => 1,                             // EPERM
+            Self::Unmapped { .. } | Self::NotOnDevice { .. } => 14, // EFAULT
+            Self::OutOfReach { .. } | Self::MixedPagemaps { .. } | Self::Mixed { .. } => 95, // EOPNOTSUPP
             Self::Mm(error) => error.errno(),
         }
     }

@@ -1,8 +1,8 @@
 //! Ranges whose memory was unmapped, and what is left of them.
 
 use crate::{GpuSvm, Range, pages};
-use alloc::{sync::Arc, vec::Vec};
-use gpusvm_mm::{AddressSpace, Mirror};
+use alloc::sync::Arc;
+use gpusvm_mm::{AddressSpace, IntervalNotifier, Mirror};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::Span;
 
@@ -10,20 +10,14 @@ impl<M: AddressSpace> GpuSvm<M> {
     /// Removes the ranges that were unmapped. What of a partially unmapped range is still there comes
     /// home first: ranges are not split, since that is rare and this is simple.
     ///
-    /// Says how many ranges it removed. Cheap when there is no garbage. Call it without locks.
+    /// Says how many ranges it removed. Its cost is that of the garbage, however many ranges there are.
+    /// Call it without locks.
     pub fn collect_garbage(&self) -> usize {
         gpusvm_sync::walk!("collect_garbage");
         if self.core.garbage.swap(0, Ordering::AcqRel) == 0 {
             return 0;
         }
-        let garbage: Vec<Arc<Range<M>>> = {
-            let tree = self.core.tree.lock();
-            tree.ranges
-                .values()
-                .filter(|range| range.is_unmapped())
-                .cloned()
-                .collect()
-        };
+        let garbage = self.core.tree.lock().take_garbage();
         // A range that is flagged from here on has counted itself, and is looked for the next time.
         let removed = garbage.iter().filter(|range| self.remove_unmapped(range));
         removed.count()
@@ -31,6 +25,9 @@ impl<M: AddressSpace> GpuSvm<M> {
 
     fn remove_unmapped(&self, range: &Arc<Range<M>>) -> bool {
         let _serving = range.serve();
+        if range.is_removed() {
+            return false;
+        }
         if range.is_partially_unmapped() && range.can_migrate() {
             self.evict_rest(range.span());
         }
@@ -40,6 +37,7 @@ impl<M: AddressSpace> GpuSvm<M> {
     /// Brings home what of `span` is still mirrored, piece by piece: no mapping covers all of it.
     fn evict_rest(&self, span: Span) {
         let mut rest = Some(span);
+        // Each piece ends behind the one before.
         while let Some(span) = rest {
             let mirror = self.mm.mirrored(span.start());
             let Some(piece) = span.intersection(mirror.span()) else {
@@ -63,8 +61,21 @@ impl<M: AddressSpace> GpuSvm<M> {
         }
         // Before it leaves the tree: who closes the mirror finds it there, or unmapped.
         self.range_unmap(range);
-        self.forget(range);
+        let idle = {
+            let mut tree = self.core.tree.lock();
+            tree.forget(range);
+            tree.take_idle(range.notifier().window())
+        };
+        self.unsubscribe(idle);
         self.disarm(range);
         true
+    }
+
+    /// Hears of nothing any more in a window that was taken out of the tree: there, whoever needs it next
+    /// finds none, and subscribes anew. Call it without locks.
+    pub(crate) fn unsubscribe(&self, idle: Option<Arc<IntervalNotifier>>) {
+        if let Some(notifier) = idle {
+            self.mm.notifiers().unsubscribe(&notifier);
+        }
     }
 }

@@ -68,8 +68,8 @@ impl<M: AddressSpace> GpuSvm<M> {
     ///
     /// `ReadOnly` (`EPERM`), `Unmapped` (`EFAULT`), `NotOnDevice` when `devmem_only` meets a page in RAM
     /// (`EFAULT`), `OutOfReach` when the device reaches a page nowhere, `MixedPagemaps` when pages are in
-    /// more than one device memory (both `EOPNOTSUPP`), and what the address space refused (`EBUSY`,
-    /// `EFAULT`).
+    /// more than one device memory, `Mixed` when they are in RAM too and that is not allowed (all three
+    /// `EOPNOTSUPP`), and what the address space refused (`EBUSY`, `EFAULT`).
     pub fn get_pages(
         &self,
         range: &Range<M>,
@@ -95,11 +95,10 @@ impl<M: AddressSpace> GpuSvm<M> {
         if range.can_migrate() {
             self.mm.range_fault(span, ctx.owner, &mut homes)?;
         }
-        let mut mapper = Mapper::new(reach);
+        let mut mapper = Mapper::new(reach, ctx);
         for (page, home) in span.pages().zip(homes) {
             let at = page.start();
             let address = match home {
-                Home::System if ctx.devmem_only => return Err(GetPagesError::NotOnDevice { at }),
                 Home::System => mapper.in_ram(at)?,
                 Home::Device(device) => mapper.on_device(at, device)?,
                 Home::Moving | Home::Unmapped => return Err(GetPagesError::Unmapped { span }),
@@ -122,21 +121,33 @@ impl<M: AddressSpace> GpuSvm<M> {
 /// Finds out how a device reaches pages, one after the other. Dropping it gives them back.
 struct Mapper<'a, M: AddressSpace> {
     reach: &'a Reach<'a, M>,
+    ctx: &'a FaultCtx,
+    /// Whether a page so far is in RAM.
+    any_in_ram: bool,
     /// The memory that the device pages so far are of.
     pagemap: Option<Arc<Pagemap<M>>>,
     reached: Reached<M>,
 }
 
 impl<'a, M: AddressSpace> Mapper<'a, M> {
-    fn new(reach: &'a Reach<'a, M>) -> Self {
+    fn new(reach: &'a Reach<'a, M>, ctx: &'a FaultCtx) -> Self {
         Self {
             reach,
+            ctx,
+            any_in_ram: false,
             pagemap: None,
             reached: Reached::nothing(),
         }
     }
 
-    fn in_ram(&self, at: VirtAddr) -> Result<PagemapAddr, GetPagesError> {
+    fn in_ram(&mut self, at: VirtAddr) -> Result<PagemapAddr, GetPagesError> {
+        if !self.ctx.allow_mixed && self.pagemap.is_some() {
+            return Err(GetPagesError::Mixed { at });
+        }
+        if self.ctx.devmem_only {
+            return Err(GetPagesError::NotOnDevice { at });
+        }
+        self.any_in_ram = true;
         match self.reach.ram {
             true => Ok(PagemapAddr::System(DmaAddr::new(at.get()))),
             false => Err(GetPagesError::OutOfReach { at }),
@@ -145,6 +156,9 @@ impl<'a, M: AddressSpace> Mapper<'a, M> {
 
     fn on_device(&mut self, at: VirtAddr, page: DevicePage) -> Result<PagemapAddr, GetPagesError> {
         let out_of_reach = GetPagesError::OutOfReach { at };
+        if !self.ctx.allow_mixed && self.any_in_ram {
+            return Err(GetPagesError::Mixed { at });
+        }
         let importer = match (&self.pagemap, self.reached.importer()) {
             (Some(pagemap), _) if !pagemap.contains(page) => {
                 return Err(GetPagesError::MixedPagemaps { at });

@@ -1,9 +1,10 @@
 //! A mirror of a process, for one device address space or several: `drm_gpusvm`.
 
+use crate::tree::Tree;
 use crate::{DeviceIndex, PageRun, Prepared, Range, pages};
-use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
-use gpusvm_mm::{AddressSpace, IntervalNotifier};
-use gpusvm_sync::atomic::{AtomicUsize, Ordering};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use gpusvm_mm::AddressSpace;
+use gpusvm_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use gpusvm_sync::{Mutex, RwLock, RwLockReadGuard};
 use gpusvm_types::{ByteSize, Span, VirtAddr};
 
@@ -58,51 +59,17 @@ pub(crate) struct Core<M: AddressSpace> {
     pub(crate) ops: Box<[Arc<dyn SvmOps>]>,
     /// How many ranges are flagged as unmapped.
     pub(crate) garbage: AtomicUsize,
+    /// For each device, whether it has left. Set with the notifier lock held to write.
+    pub(crate) left: Box<[AtomicBool]>,
 }
 
 impl<M: AddressSpace> Core<M> {
     /// Takes the mapping of one range away from one device. With the notifier lock held to write; to
     /// read, by who serves the range.
-    fn unmap(&self, range: &Range<M>, device: DeviceIndex) {
+    pub(crate) fn unmap(&self, range: &Range<M>, device: DeviceIndex) {
         self.ops[device.0].zap(range.span());
         self.ops[device.0].flush(range.span());
         range.pages(device).set_unmapped();
-    }
-}
-
-/// Guarded by the tree lock.
-#[derive(Debug)]
-pub(crate) struct Tree<M: AddressSpace> {
-    /// By the start of their window.
-    pub(crate) notifiers: BTreeMap<VirtAddr, Arc<IntervalNotifier>>,
-    /// By their start; they do not overlap.
-    pub(crate) ranges: BTreeMap<VirtAddr, Arc<Range<M>>>,
-    /// Nothing is inserted any more.
-    pub(crate) closed: bool,
-    /// How many unmappings were heard of: no range is made of what was seen before one.
-    pub(crate) unmaps: u64,
-}
-
-impl<M: AddressSpace> Tree<M> {
-    const fn new() -> Self {
-        Self {
-            notifiers: BTreeMap::new(),
-            ranges: BTreeMap::new(),
-            closed: false,
-            unmaps: 0,
-        }
-    }
-
-    /// The ranges that overlap `span`, ascending.
-    pub(crate) fn overlapping(&self, span: Span) -> impl Iterator<Item = &Arc<Range<M>>> {
-        // Ranges do not overlap, so at most one that begins below reaches in.
-        let below = self.ranges.range(..span.start()).next_back();
-        let inside = self.ranges.range(span.start()..span.end());
-        below
-            .into_iter()
-            .chain(inside)
-            .map(|(_, range)| range)
-            .filter(move |range| range.span().overlaps(span))
     }
 }
 
@@ -131,11 +98,13 @@ impl<M: AddressSpace> GpuSvm<M> {
             config.notifier_size >= config.chunk_sizes[0],
             "a window holds a chunk"
         );
+        let ops_left = ops.iter().map(|_| AtomicBool::new(false)).collect();
         let core = Core {
             notifier_lock: RwLock::new(()),
             tree: Mutex::new(Tree::new()),
             ops,
             garbage: AtomicUsize::new(0),
+            left: ops_left,
         };
         Self {
             mm,
@@ -181,7 +150,7 @@ impl<M: AddressSpace> GpuSvm<M> {
     }
 
     /// Makes what was prepared visible to the device by `bind`, if it is still current; else nothing
-    /// happens and the pass is stale. Called by who serves the range.
+    /// happens and the pass is stale. So it is for a device that has left. Called by who serves the range.
     ///
     /// # Errors
     ///
@@ -195,7 +164,8 @@ impl<M: AddressSpace> GpuSvm<M> {
         gpusvm_sync::walk!("commit");
         let device = prepared.device;
         let proof = self.quiesce();
-        if !range.notifier().is_current(prepared.sequence) || range.is_gone() {
+        let has_left = self.core.left[device.0].load(Ordering::Acquire);
+        if has_left || !range.notifier().is_current(prepared.sequence) || range.is_gone() {
             return Ok(false);
         }
         match bind(&proof, prepared.runs()) {
@@ -225,46 +195,6 @@ impl<M: AddressSpace> GpuSvm<M> {
         gpusvm_sync::walk!("range_evict");
         let mut homes = pages::homes_for(range.span());
         self.mm.range_fault(range.span(), None, &mut homes)
-    }
-
-    /// Takes every mapping away, forgets every range and hears of nothing any more. No range is found
-    /// or inserted from then on, and nothing that was prepared is committed.
-    pub fn close(&self) {
-        let ranges: Vec<Arc<Range<M>>> = {
-            let mut tree = self.core.tree.lock();
-            tree.closed = true;
-            tree.ranges.values().cloned().collect()
-        };
-        // In the tree, it hears of changes for as long as any of them is mapped.
-        for range in &ranges {
-            range.set_removed();
-            self.range_unmap(range);
-        }
-        let (notifiers, _) = {
-            let mut tree = self.core.tree.lock();
-            (
-                core::mem::take(&mut tree.notifiers),
-                core::mem::take(&mut tree.ranges),
-            )
-        };
-        for notifier in notifiers.values() {
-            self.mm.notifiers().unsubscribe(notifier);
-        }
-        for range in &ranges {
-            self.disarm(range);
-        }
-        self.core.garbage.store(0, Ordering::Release);
-    }
-
-    /// Takes the mapping of a range away from every device (`drm_gpusvm_range_unmap_pages`): who wants
-    /// it back faults.
-    pub fn range_unmap(&self, range: &Range<M>) {
-        let _writer = self.core.notifier_lock.write();
-        for device in (0..self.core.ops.len()).map(DeviceIndex) {
-            if range.pages(device).is_mapped() {
-                self.core.unmap(range, device);
-            }
-        }
     }
 
     /// Lets the memory of a range be no longer watched for it.

@@ -15,6 +15,8 @@ use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::Span;
 
 impl<M: AddressSpace> Subscriber for Core<M> {
+    /// Bounded by the ranges of the event in one window, for each device: few, unless memory in one
+    /// piece is mapped in pages.
     fn invalidate(&self, notifier: &IntervalNotifier, event: &Invalidation) {
         gpusvm_sync::walk!("invalidate");
         let Some(span) = event.span.intersection(notifier.window()) else {
@@ -23,9 +25,6 @@ impl<M: AddressSpace> Subscriber for Core<M> {
         let _writer = self.notifier_lock.write();
         notifier.bump();
         let mut tree = self.tree.lock();
-        if event.reason == Reason::Unmap {
-            tree.unmaps += 1;
-        }
 
         for (device, ops) in self.ops.iter().enumerate() {
             let mut zapped: Option<Span> = None;
@@ -39,16 +38,15 @@ impl<M: AddressSpace> Subscriber for Core<M> {
             }
         }
 
-        let mut garbage = 0;
         for range in tree.overlapping(span) {
             range.pages_by_device().iter().for_each(Pages::set_unmapped);
-            if event.reason == Reason::Unmap && range.set_unmapped(event.span) {
-                garbage += 1;
-            }
         }
-        if garbage > 0 {
-            self.garbage.fetch_add(garbage, Ordering::AcqRel);
-            self.ops.iter().for_each(|ops| ops.garbage());
+        if event.reason == Reason::Unmap {
+            let garbage = tree.unmap(span);
+            if garbage > 0 {
+                self.garbage.fetch_add(garbage, Ordering::AcqRel);
+                self.ops.iter().for_each(|ops| ops.garbage());
+            }
         }
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   GpuSvm  one device address space that mirrors a process
-//!     |-- Notifier   a window of the process; hears of every change in it
+//!     |-- Notifier   a window of the process; hears of every change in it, as long as it has a range
 //!     |     `-- Range   a chunk that the device touched: 2 MiB, 64 KiB or 4 KiB
-//!     |           `-- Pages   what of it is mapped on the device now
+//!     |           `-- Pages   what of it is mapped now, for each device of the mirror
 //!     `-- garbage    ranges whose memory was unmapped
 //! ```
 //!
@@ -12,6 +12,12 @@
 //!
 //! Made by the device's first fault in it, mapped and unmapped many times as its pages move, flagged
 //! when its memory is unmapped, and removed later by the garbage collector.
+//!
+//! # Bounds
+//!
+//! Nothing here tries again: a look that was out of date ends as a range that is gone, a pass that was ends
+//! as a commit that says so, and the driver bounds its passes. Every loop goes over a finite thing once: the
+//! pages of a range, the ranges of an event, the devices of a mirror, the blocks of a span.
 //!
 //! # Locking
 //!
@@ -31,6 +37,7 @@
 extern crate alloc;
 
 pub mod gpusvm;
+pub(crate) mod tree;
 pub mod find;
 pub mod chunk;
 pub mod range;
@@ -39,7 +46,9 @@ pub mod history;
 pub mod get_pages;
 pub(crate) mod reached;
 pub mod invalidate;
+pub mod unmap;
 pub mod garbage;
+pub mod scan;
 pub mod error;
 
 pub use error::{FindError, GetPagesError};
@@ -49,3 +58,4 @@ pub use gpusvm::{Config, GpuSvm, Quiesced, SvmOps};
 pub use history::History;
 pub use pages::{Pages, Permission};
 pub use range::{DeviceIndex, Range};
+pub use scan::Scan;

@@ -102,6 +102,11 @@ impl<M: AddressSpace> Range<M> {
         self.flags.load(Ordering::Acquire) & (UNMAPPED | REMOVED) != 0
     }
 
+    /// Whether it is no longer in the tree, or about to leave it.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & REMOVED != 0
+    }
+
     /// Whether its mapping is armed.
     pub(crate) fn is_armed(&self) -> bool {
         self.armed.lock().is_some()

@@ -170,6 +170,8 @@ const CTX: FaultCtx = FaultCtx {
     read_only: false,
     devmem_possible: true,
     devmem_only: false,
+    allow_mixed: true,
+    check_pages_threshold: ByteSize::ZERO,
     timeslice: Duration::ZERO,
 };
 
@@ -219,7 +221,10 @@ impl World {
 
     fn range(&self) -> Arc<Range<Process>> {
         let at = self.data.span().start();
-        let range = self.svm.range_find_or_insert(at, &self.ctx()).unwrap();
+        let range = self
+            .svm
+            .range_find_or_insert(at, Span::EVERYWHERE, &self.ctx())
+            .unwrap();
         assert_eq!(range.span().page_count().get(), PAGES);
         let armed = self.svm.range_arm(&range, &range.serve());
         assert!(armed.unwrap());

@@ -55,6 +55,12 @@ impl fmt::Display for SpanError {
 impl core::error::Error for SpanError {}
 
 impl Span {
+    /// Every page but the last: for who has no bounds.
+    pub const EVERYWHERE: Self = Self {
+        start: VirtAddr::new(0),
+        end: VirtAddr::new(u64::MAX).align_down(PAGE_SIZE),
+    };
+
     /// The span from `start` up to, and without, `end`.
     ///
     /// # Errors

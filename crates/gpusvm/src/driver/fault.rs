@@ -21,7 +21,7 @@ use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_pagemap::{Cause, MigrateError};
 use gpusvm_svm::{DeviceIndex, FaultCtx, FindError, GetPagesError, Permission, Range, Reach};
 use gpusvm_sync::Arc;
-use gpusvm_types::VirtAddr;
+use gpusvm_types::{ByteSize, Span, VirtAddr};
 
 /// How many passes a fault gets with pages in device memory.
 pub const MAX_PASSES: u32 = 8;
@@ -111,8 +111,15 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     let _working = vm.enter().ok_or(closed)?;
     vm.svm().collect_garbage();
     let mut ctx = context(vm, request);
-    let range = match vm.svm().range_find_or_insert(request.at, &ctx) {
+    let range = match vm
+        .svm()
+        .range_find_or_insert(request.at, Span::EVERYWHERE, &ctx)
+    {
         Ok(range) => range,
+        Err(FindError::Wider { range, .. }) => {
+            forget(vm, range);
+            return Ok(Pass::Stale);
+        }
         Err(error) => return refused(request, error),
     };
     let _time = vm.time(&range, Stage::Pass);
@@ -207,6 +214,9 @@ fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
         read_only: !request.access.is_write(),
         devmem_possible: true,
         devmem_only: needs_devmem(request.access, vm.caps()),
+        allow_mixed: true,
+        // A hole is cleared on the device, not faulted in: there is nothing to save.
+        check_pages_threshold: ByteSize::ZERO,
         timeslice: Duration::ZERO,
     }
 }
@@ -297,7 +307,9 @@ fn not_mapped<M: AddressSpace>(
             Err(FaultError::OutOfReach { at })
         }
         // On two devices, or on one that is being unbound, or does not answer: RAM is common ground.
-        GetPagesError::MixedPagemaps { .. } | GetPagesError::OutOfReach { .. } => {
+        GetPagesError::MixedPagemaps { .. }
+        | GetPagesError::Mixed { .. }
+        | GetPagesError::OutOfReach { .. } => {
             counters::count(&vm.counters.gathered);
             match vm.svm().range_evict(range) {
                 Err(MmError::Gone) => Err(FaultError::Closed { at }),
@@ -320,6 +332,14 @@ fn forget_stale<M: AddressSpace>(vm: &Vm<M>, at: VirtAddr) -> Result<(), FaultEr
         Ok(())
     } else {
         Err(FaultError::Unmapped { at })
+    }
+}
+
+/// A range from when more was bound would be mapped where it must not be: another takes its place.
+fn forget<M: AddressSpace>(vm: &Vm<M>, wider: Span) {
+    let range = vm.svm().range_find(wider.start());
+    if let Some(range) = range.filter(|range| range.span() == wider) {
+        vm.svm().range_remove(&range);
     }
 }
 

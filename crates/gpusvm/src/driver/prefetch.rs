@@ -5,7 +5,7 @@ use core::time::Duration;
 use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_pagemap::{Cause, MigrateError};
 use gpusvm_svm::{FaultCtx, FindError};
-use gpusvm_types::{Span, VirtAddr};
+use gpusvm_types::{ByteSize, Span, VirtAddr};
 
 impl<M: AddressSpace> Vm<M> {
     /// Moves what of `span` can migrate to the device, range by range, and maps nothing: the device's
@@ -49,10 +49,12 @@ impl<M: AddressSpace> Vm<M> {
             read_only: true,
             devmem_possible: true,
             devmem_only: false,
+            allow_mixed: true,
+            check_pages_threshold: ByteSize::ZERO,
             timeslice: Duration::ZERO,
         };
         self.svm().collect_garbage();
-        let found = self.svm().range_find_or_insert(at, &ctx);
+        let found = self.svm().range_find_or_insert(at, Span::EVERYWHERE, &ctx);
         let range = found.map_err(|error| not_found(page, error))?;
         let end = range.span().end();
         let serving = range.serve();

@@ -7,7 +7,7 @@ use crate::sys::procmem::ProcMem;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
     AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
-    Mirror, MmError, Notifiers, Snapshot, Time, Vma, VmaKind, Wanted,
+    Mirror, MmError, Notifiers, Seen, Snapshot, Time, Vma, VmaKind, Wanted,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
@@ -151,8 +151,12 @@ impl AddressSpace for Process {
         owner: Option<OwnerId>,
         homes: &mut [Home],
     ) -> Result<(), MmError> {
-        let look = || self.snapshot(span, owner, homes);
+        let look = || self.look(span, owner, homes);
         range_fault::until_stable(span, || self.now(), look)
+    }
+
+    fn snapshot(&self, span: Span, seen: &mut [Seen]) -> Result<(), MmError> {
+        self.see(span, seen)
     }
 }
 
@@ -178,7 +182,7 @@ impl Process {
     }
 
     /// Looks at the homes once.
-    fn snapshot(
+    fn look(
         &self,
         span: Span,
         owner: Option<OwnerId>,

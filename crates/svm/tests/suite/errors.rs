@@ -11,7 +11,10 @@ use gpusvm_types::{Span, VirtAddr};
 fn refused(lab: &Lab, at: VirtAddr, ctx: &FaultCtx, errno: i32) -> FindError {
     let around = Span::page_of(at);
     let (state, notifiers) = (lab.state(around), lab.sim.notifiers().count());
-    let error = lab.svm.range_find_or_insert(at, ctx).unwrap_err();
+    let error = lab
+        .svm
+        .range_find_or_insert(at, Span::EVERYWHERE, ctx)
+        .unwrap_err();
     assert_eq!(error.errno(), errno, "{error}");
     assert_eq!(lab.state(around), state, "after {error}");
     assert_eq!(lab.sim.notifiers().count(), notifiers, "after {error}");
@@ -64,7 +67,9 @@ fn find_for_a_write_to_read_only_memory_is_eperm() {
         let error = refused(&lab, at, &WRITE, 1);
         assert_eq!(error, FindError::ReadOnly { at, mapping });
         // Also when its range is there already.
-        lab.svm.range_find_or_insert(at, &READ).unwrap();
+        lab.svm
+            .range_find_or_insert(at, Span::EVERYWHERE, &READ)
+            .unwrap();
         let error = refused(&lab, at, &WRITE, 1);
         assert_eq!(error, FindError::ReadOnly { at, mapping });
     }
@@ -118,7 +123,10 @@ fn find_is_efault_when_the_mirror_is_closed() {
 fn arm_of_what_is_no_longer_mirrored_is_ebusy() {
     let lab = Lab::new(&[0]);
     let span = lab.some(Prot::ReadWrite, Backing::Mirrored);
-    let range = lab.svm.range_find_or_insert(span.start(), &WRITE).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), Span::EVERYWHERE, &WRITE)
+        .unwrap();
     lab.sim.unadopt(span).unwrap();
     let state = lab.state(span);
     let error = lab.svm.range_arm(&range, &range.serve()).unwrap_err();
@@ -137,7 +145,10 @@ fn arm_of_what_is_no_longer_mirrored_is_ebusy() {
 fn arm_is_efault_when_the_address_space_is_gone() {
     let lab = Lab::new(&[0]);
     let span = lab.block();
-    let range = lab.svm.range_find_or_insert(span.start(), &WRITE).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), Span::EVERYWHERE, &WRITE)
+        .unwrap();
     lab.sim.exit();
     let state = lab.state(span);
     let error = lab.svm.range_arm(&range, &range.serve()).unwrap_err();
@@ -151,7 +162,10 @@ fn arm_is_efault_when_the_address_space_is_gone() {
 fn arm_tells_what_the_system_refused() {
     let lab = Lab::new(&[0]);
     let span = part(lab.block(), 0, RANGE);
-    let range = lab.svm.range_find_or_insert(span.start(), &WRITE).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), Span::EVERYWHERE, &WRITE)
+        .unwrap();
     let state = lab.state(span);
     lab.sim.injector().fail_step_nth(Step::Arm, 1);
     let error = lab.svm.range_arm(&range, &range.serve()).unwrap_err();
@@ -172,7 +186,10 @@ fn arm_tells_what_the_system_refused() {
 fn arm_of_a_removed_range_leaves_nothing_armed() {
     let lab = Lab::new(&[0]);
     let span = part(lab.block(), 0, RANGE);
-    let range = lab.svm.range_find_or_insert(span.start(), &WRITE).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), Span::EVERYWHERE, &WRITE)
+        .unwrap();
     assert!(lab.svm.range_remove(&range));
     assert_eq!(lab.svm.range_arm(&range, &range.serve()), Ok(false));
     assert!(!lab.is_watched(span));

@@ -46,7 +46,10 @@ fn refused_within(
 fn get_pages_for_a_write_to_read_only_memory_is_eperm() {
     let lab = Lab::new(&[0]);
     let span = lab.some(Prot::Read, Backing::Mirrored);
-    let range = lab.svm.range_find_or_insert(span.start(), &READ).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), Span::EVERYWHERE, &READ)
+        .unwrap();
     let error = refused(&lab, &range, &WRITE, 1);
     assert_eq!(error, GetPagesError::ReadOnly { span });
     lab.assert_ends();
@@ -198,5 +201,50 @@ fn evict_of_what_is_no_longer_mirrored_is_ebusy() {
     assert_eq!(error.errno(), 16, "{error}");
     assert_eq!(error, MmError::NotMirrored { span });
     assert_eq!(lab.svm.collect_garbage(), 1);
+    lab.assert_ends();
+}
+
+/// The kernel's order: first that kinds of pages are mixed, then what is wrong with this one.
+#[test]
+fn get_pages_of_mixed_kinds_is_eopnotsupp_where_that_is_not_allowed() {
+    let apart = FaultCtx {
+        allow_mixed: false,
+        ..WRITE
+    };
+    let strict = FaultCtx {
+        devmem_only: true,
+        ..apart
+    };
+    let lab = Lab::new(&[0, 0]);
+    let range = lab.range(lab.block().start());
+    let span = range.span();
+    let at = |page| part(span, page, 1).start();
+    assert!(!lab.get_pages(&range, &apart).unwrap().is_in_vram());
+    // Pages of RAM behind device pages: that comes before that only device memory will do.
+    lab.devices[0].migrate(part(span, 0, 4)).unwrap();
+    lab.log.take();
+    for ctx in [apart, strict] {
+        let error = refused(&lab, &range, &ctx, 95);
+        assert_eq!(error, GetPagesError::Mixed { at: at(4) });
+    }
+    // Another device memory comes after that.
+    lab.devices[1].migrate(part(span, 4, 4)).unwrap();
+    lab.log.take();
+    let error = refused(&lab, &range, &apart, 95);
+    assert_eq!(error, GetPagesError::MixedPagemaps { at: at(4) });
+    assert!(lab.get_pages(&range, &WRITE).is_err());
+    // Device pages behind pages of RAM.
+    lab.svm.range_evict(&range).unwrap();
+    lab.devices[0].migrate(part(span, 4, RANGE - 4)).unwrap();
+    lab.log.take();
+    let error = refused(&lab, &range, &apart, 95);
+    assert_eq!(error, GetPagesError::Mixed { at: at(4) });
+    let error = refused(&lab, &range, &strict, 14);
+    assert_eq!(error, GetPagesError::NotOnDevice { at: at(0) });
+    assert!(lab.get_pages(&range, &WRITE).unwrap().is_partly_in_ram());
+    // All in one device memory, by two allocations.
+    lab.devices[0].migrate(part(span, 0, 4)).unwrap();
+    assert!(lab.get_pages(&range, &apart).unwrap().is_in_vram());
+    assert!(lab.get_pages(&range, &strict).unwrap().is_in_vram());
     lab.assert_ends();
 }

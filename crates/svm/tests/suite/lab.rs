@@ -23,6 +23,8 @@ pub(crate) const WRITE: FaultCtx = FaultCtx {
     read_only: false,
     devmem_possible: true,
     devmem_only: false,
+    allow_mixed: true,
+    check_pages_threshold: ByteSize::ZERO,
     timeslice: Duration::ZERO,
 };
 
@@ -129,7 +131,10 @@ impl Lab {
 
     /// The range that holds `at`, for writing, watched.
     pub(crate) fn range(&self, at: VirtAddr) -> Arc<Range<Sim>> {
-        let range = self.svm.range_find_or_insert(at, &WRITE).unwrap();
+        let range = self
+            .svm
+            .range_find_or_insert(at, Span::EVERYWHERE, &WRITE)
+            .unwrap();
         assert_eq!(self.svm.range_arm(&range, &range.serve()), Ok(true));
         range
     }

@@ -34,7 +34,9 @@ fn lesson_23_nothing_happens_after_close() {
 
     assert_eq!(lab.svm.collect_garbage(), 0);
     assert!(!lab.commit(&waiting, prepared));
-    let error = lab.svm.range_find_or_insert(block.start(), &WRITE);
+    let error = lab
+        .svm
+        .range_find_or_insert(block.start(), Span::EVERYWHERE, &WRITE);
     assert_eq!(error.unwrap_err(), FindError::Closed);
     lab.invalidate(block, Reason::Unmap);
     for range in [&mapped, &unmapped, &waiting] {
@@ -69,7 +71,7 @@ fn lesson_23_also_when_others_are_in_the_middle() {
         let other = Arc::clone(&lab);
         let inserts = move || {
             let at = part(block, 5 * RANGE, 1).start();
-            if let Ok(range) = other.svm.range_find_or_insert(at, &WRITE)
+            if let Ok(range) = other.svm.range_find_or_insert(at, Span::EVERYWHERE, &WRITE)
                 && other.svm.range_arm(&range, &range.serve()).unwrap()
             {
                 other.map(&range);

@@ -16,6 +16,8 @@ mod commit; // what was prepared, and may be out of date
 mod invalidate; // zap, zap, zap, flush
 mod unmap; // what of a range is still there, and what is not
 mod windows; // notifiers, and chunks
+mod scan; // where pages are, for who only looks
+mod shared; // several devices, one mirror
 mod lessons; // mistakes of others, made impossible: what a device reaches
 mod lessons_end; // and what comes after the end
 mod random; // any order of anything, one seed at a time

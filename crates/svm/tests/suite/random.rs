@@ -15,7 +15,7 @@ pub(crate) const PLAYGROUND: u64 = 96;
 /// One pass over a fault, as a driver makes it. Whether the device can go on.
 pub(crate) fn fault(lab: &Lab, at: VirtAddr, ctx: &FaultCtx, to: Option<usize>) -> bool {
     lab.svm.collect_garbage();
-    let Ok(range) = lab.svm.range_find_or_insert(at, ctx) else {
+    let Ok(range) = lab.svm.range_find_or_insert(at, Span::EVERYWHERE, ctx) else {
         return false;
     };
     let serving = range.serve();

@@ -2,9 +2,9 @@
 
 use crate::gpu::Done;
 use crate::lab::{Lab, RANGE, WRITE, part};
-use gpusvm_mm::Home;
+use gpusvm_mm::{Home, Reason};
 use gpusvm_mm_sim::{Backing, Options, Prot};
-use gpusvm_types::ByteSize;
+use gpusvm_types::{ByteSize, Span};
 
 /// A part at either end, in the middle, a page, all but a page.
 const PARTS: [(u64, u64); 6] = [(0, 4), (12, 4), (4, 8), (0, 1), (1, 15), (15, 1)];
@@ -120,7 +120,10 @@ fn memory_that_replaces_other_gets_a_range_of_its_own() {
         lab.fill(span);
         assert!(range.is_unmapped());
         // Until it is collected, its place is taken, and nothing can be mapped by it.
-        let found = lab.svm.range_find_or_insert(span.start(), &WRITE).unwrap();
+        let found = lab
+            .svm
+            .range_find_or_insert(span.start(), Span::EVERYWHERE, &WRITE)
+            .unwrap();
         assert!(found.is_gone());
         if let Ok(prepared) = lab.get_pages(&found, &WRITE) {
             assert!(!lab.commit(&found, prepared));
@@ -185,4 +188,31 @@ fn an_unmap_under_a_fault_is_seen_by_its_commit() {
         lab.check(part(block, 8, 8));
         lab.assert_ends();
     }
+}
+
+/// Ranges that are flagged, removed and made again before anybody collects: the list of garbage has room
+/// for all of them, since an invalidation must not allocate, and what was removed is not collected again.
+#[test]
+fn garbage_has_room_however_often_ranges_come_and_go() {
+    let lab = Lab::new(&[0]);
+    let block = lab.block();
+    for _ in 0..40 {
+        for i in 0..32 {
+            lab.range(part(block, i * RANGE, 1).start());
+        }
+        lab.invalidate(block, Reason::Unmap);
+        for range in lab.svm.ranges_in(part(block, 0, 31 * RANGE)) {
+            assert!(range.is_unmapped() && lab.svm.range_remove(&range));
+        }
+        // The last one is replaced by nobody until it is collected.
+        assert_eq!(lab.svm.range_count(), 1);
+        let last = lab.svm.ranges_in(block).pop().unwrap();
+        assert!(lab.svm.range_remove(&last));
+    }
+    let again = lab.range(block.start());
+    assert_eq!(lab.svm.collect_garbage(), 0, "all of it was removed");
+    lab.invalidate(block, Reason::Unmap);
+    assert_eq!((lab.svm.collect_garbage(), again.is_unmapped()), (1, true));
+    assert_eq!(lab.svm.collect_garbage(), 0);
+    lab.assert_ends();
 }

@@ -27,14 +27,92 @@ fn a_window_is_subscribed_by_its_first_range() {
         seen.push(lab.sim.notifiers().count());
     }
     assert_eq!(seen, [1, 1, 2, 2]);
-    // A window outlives its ranges: the next fault in it finds it.
+    // It is let go with its last range.
+    let mut left = Vec::new();
     for range in lab.svm.ranges_in(block) {
         assert!(lab.svm.range_remove(&range));
+        left.push(lab.sim.notifiers().count());
     }
-    assert_eq!(lab.sim.notifiers().count(), 2);
+    assert_eq!(left, [2, 1, 1, 0]);
     lab.range(block.start());
-    assert_eq!(lab.sim.notifiers().count(), 2);
+    assert_eq!(lab.sim.notifiers().count(), 1);
     lab.assert_ends();
+}
+
+/// A window is let go while others make ranges in it: whoever has a range is told of everything.
+#[test]
+fn a_window_that_is_needed_again_is_not_lost() {
+    for seed in 0..400 {
+        let options = Options {
+            seed,
+            late_events: seed % 2 == 1,
+            ..Options::default()
+        };
+        let lab = Lab::with(options, &[0], ByteSize::kib(128));
+        let block = lab.block();
+        let find = move |lab: &Lab, page| {
+            let at = part(block, page, 1).start();
+            let range = lab.svm.range_find_or_insert(at, Span::EVERYWHERE, &WRITE);
+            range.unwrap()
+        };
+        let (stays, goes) = (Arc::clone(&lab), Arc::clone(&lab));
+        let keeps = move || drop(find(&stays, RANGE));
+        let removes = move || {
+            for _ in 0..6 {
+                let range = find(&goes, 0);
+                goes.svm.range_remove(&range);
+            }
+        };
+        lab.sim.run(vec![Box::new(keeps), Box::new(removes)]);
+        let ranges = lab.svm.ranges_in(block);
+        assert_eq!(
+            (ranges.len(), lab.sim.notifiers().count()),
+            (1, 1),
+            "seed {seed}"
+        );
+        lab.sim.munmap(block);
+        lab.sim.settle_events();
+        for range in &ranges {
+            assert!(range.is_unmapped(), "seed {seed}: {range:?} is not told");
+        }
+        assert_eq!(lab.svm.collect_garbage(), ranges.len(), "seed {seed}");
+        assert_eq!(lab.sim.notifiers().count(), 0, "seed {seed}");
+        lab.assert_ends();
+    }
+}
+
+/// What goes far away is nothing to a range that is being made, however much of it there is.
+#[test]
+fn unmaps_elsewhere_do_not_disturb_an_insertion() {
+    for seed in 0..100 {
+        let options = Options {
+            seed,
+            ..Options::default()
+        };
+        let lab = Lab::with(options, &[0], ByteSize::mib(512));
+        let (block, other) = (lab.block(), lab.block());
+        // The window has a notifier: what happens in it is heard of.
+        lab.range(part(block, 511, 1).start());
+        let program = Arc::clone(&lab);
+        let unmaps = move || {
+            for page in 0..64 {
+                program.sim.munmap(part(other, 2 * page, 1));
+            }
+        };
+        let device = Arc::clone(&lab);
+        let faults = move || {
+            for i in 0..8 {
+                let at = part(block, i * RANGE, 1).start();
+                let range = device
+                    .svm
+                    .range_find_or_insert(at, Span::EVERYWHERE, &WRITE);
+                assert!(!range.unwrap().is_gone(), "seed {seed}: stillborn");
+            }
+        };
+        lab.sim.run(vec![Box::new(unmaps), Box::new(faults)]);
+        assert_eq!(lab.svm.range_count(), 9, "seed {seed}");
+        lab.assert_ends();
+    }
 }
 
 /// What happens in one window makes nothing of another out of date.
