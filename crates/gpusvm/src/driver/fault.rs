@@ -12,11 +12,13 @@
 
 use crate::driver::counters;
 use crate::driver::policy::FaultInfo;
+use crate::driver::region::VramRegion;
+use crate::driver::report::{FaultReport, Served};
 use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::vm::Vm;
 use core::time::Duration;
 use gpusvm_device::{Access, Caps, DeviceFault, FaultError, Verdict};
-use gpusvm_mm::{AddressSpace, MmError};
+use gpusvm_mm::{AddressSpace, MmError, Time};
 use gpusvm_pagemap::{Cause, MigrateError};
 use gpusvm_svm::{DeviceIndex, FaultCtx, FindError, GetPagesError, Permission, Range, Reach};
 use gpusvm_sync::Arc;
@@ -34,7 +36,7 @@ pub(crate) const ONLY: DeviceIndex = DeviceIndex(0);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
     /// The device can try again.
-    Bound,
+    Bound(Served),
     /// What was found out was not true any more: start again.
     Stale,
 }
@@ -52,7 +54,6 @@ pub(crate) struct Request {
 /// Serves a fault of the device.
 pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict {
     let began = vm.now();
-    counters::count(&vm.counters.faults);
     let DeviceFault {
         at, access, stale, ..
     } = *fault;
@@ -62,15 +63,49 @@ pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict
         stale,
         cause: Cause::DeviceFault,
     };
-    let verdict = match make_accessible(vm, &request) {
-        Ok(()) => Verdict::Replay,
-        Err(error) => {
-            counters::count(&vm.counters.failed);
-            Verdict::Fail(error)
-        }
-    };
-    vm.counters.record_fault(vm.now().since(began));
-    verdict
+    let mut passes = 0;
+    let outcome = make(vm, &request, &mut passes);
+    done(vm, fault, (outcome, passes), began);
+    outcome.map_or_else(Verdict::Fail, |_| Verdict::Replay)
+}
+
+/// The verdict on a fault that waited while another of its block was served, if that served it too.
+pub(crate) fn replay<M: AddressSpace>(
+    region: &VramRegion<M>,
+    fault: &DeviceFault,
+) -> Option<Verdict> {
+    let vm = region.vm(fault.vm).filter(|_| !fault.stale)?;
+    let range = vm.svm().range_find(fault.at)?;
+    let served = !range.is_gone() && is_served(&range, fault.access, vm.caps());
+    served.then(|| {
+        counters::count(&vm.counters.coalesced);
+        done(&vm, fault, (Ok(Served::Coalesced), 0), vm.now());
+        Verdict::Replay
+    })
+}
+
+/// Counts a fault, and keeps what is to be known of it.
+fn done<M: AddressSpace>(
+    vm: &Vm<M>,
+    &DeviceFault { at, access, .. }: &DeviceFault,
+    (outcome, passes): (Result<Served, FaultError>, u32),
+    began: Time,
+) {
+    let when = vm.now();
+    let took = when.since(began);
+    counters::count(&vm.counters.faults);
+    if outcome.is_err() {
+        counters::count(&vm.counters.failed);
+    }
+    vm.counters.record_fault(took);
+    vm.last_fault.set(FaultReport {
+        at,
+        access,
+        outcome,
+        passes,
+        took,
+        when,
+    });
 }
 
 /// Makes a page accessible to the device, with as much around it as one range holds.
@@ -78,6 +113,15 @@ pub(crate) fn make_accessible<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
 ) -> Result<(), FaultError> {
+    make(vm, request, &mut 0).map(drop)
+}
+
+/// As `make_accessible`, and counts passes.
+fn make<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+    passes: &mut u32,
+) -> Result<Served, FaultError> {
     if request.stale {
         forget_stale(vm, request.at)?;
     }
@@ -85,8 +129,9 @@ pub(crate) fn make_accessible<M: AddressSpace>(
         if attempt == MAX_PASSES {
             counters::count(&vm.counters.last_resorts);
         }
+        *passes += 1;
         match pass(vm, request, attempt)? {
-            Pass::Bound => return Ok(()),
+            Pass::Bound(served) => return Ok(served),
             Pass::Stale => {
                 counters::count(&vm.counters.stale_passes);
                 back_off(attempt);
@@ -117,7 +162,7 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     }
     if is_served(&range, request.access, vm.caps()) {
         counters::count(&vm.counters.coalesced);
-        return Ok(Pass::Bound);
+        return Ok(Pass::Bound(Served::Coalesced));
     }
     match vm.svm().range_arm(&range, &serving) {
         Ok(true) => {}
@@ -152,7 +197,11 @@ fn map<M: AddressSpace>(
         Ok(prepared) => prepared,
         Err(error) => return not_mapped(vm, request, range, error),
     };
-    let again = again.filter(|_| !prepared.is_in_vram());
+    let served = match prepared.is_in_vram() {
+        true => Served::InDeviceMemory,
+        false => Served::InPlace,
+    };
+    let again = again.filter(|_| served == Served::InPlace);
     let bound = vm
         .svm()
         .commit(range, prepared, |proof, runs| vm.bind(proof, runs));
@@ -161,7 +210,7 @@ fn map<M: AddressSpace>(
             if let Some(after) = again {
                 vm.look_again(after, range);
             }
-            Ok(Pass::Bound)
+            Ok(Pass::Bound(served))
         }
         Ok(false) => Ok(Pass::Stale),
         Err(_) => Err(FaultError::Gave {

@@ -9,6 +9,7 @@ use crate::driver::counters::{Counters, VmStats};
 use crate::driver::fault::{self, Request};
 use crate::driver::policy::Policy;
 use crate::driver::region::VramRegion;
+use crate::driver::report::{FaultReport, LastFault};
 use crate::driver::revisit::Revisits;
 use gpusvm_device::{
     Access, Caps, Device, DeviceError, DeviceFault, FaultError, Mapping, Target, Verdict, VmId,
@@ -29,6 +30,7 @@ pub struct Vm<M: AddressSpace> {
     pub(crate) counters: Counters,
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) revisits: Revisits<M>,
+    pub(crate) last_fault: LastFault,
     closed: AtomicBool,
     /// Whether the device still has it.
     working: RwLock<bool>,
@@ -77,6 +79,7 @@ impl<M: AddressSpace> Vm<M> {
             counters: Counters::new(),
             policy,
             revisits: Revisits::new(),
+            last_fault: LastFault::default(),
             closed: AtomicBool::new(false),
             working: RwLock::new(true),
         });
@@ -102,6 +105,11 @@ impl<M: AddressSpace> Vm<M> {
     /// What it did so far.
     pub fn stats(&self) -> VmStats {
         self.counters.snapshot(self.svm.range_count())
+    }
+
+    /// The last fault of the device that was answered, and how. `None` before the first.
+    pub fn last_fault(&self) -> Option<FaultReport> {
+        self.last_fault.get()
     }
 
     /// Serves a fault of the device, and says what becomes of it. Several threads may, at once.
