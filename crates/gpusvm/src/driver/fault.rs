@@ -180,7 +180,7 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
 }
 
 /// Maps the pages of the range where they are, if they can be mapped there.
-fn map<M: AddressSpace>(
+pub(crate) fn map<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
     range: &Arc<Range<M>>,
@@ -239,7 +239,7 @@ pub(crate) fn is_served<M: AddressSpace>(range: &Range<M>, access: Access, caps:
     }
 }
 
-fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
+pub(crate) fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
     FaultCtx {
         owner: Some(vm.region.pagemap().owner()),
         read_only: !request.access.is_write(),
@@ -252,7 +252,7 @@ fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
 /// Asks the policy whether the range moves, and for how long, and moves it. Where only device memory
 /// will do, it moves in any case; after too many passes for nothing, it stays where it is. Says when
 /// to look again if pages of it are in RAM all the same.
-fn place<M: AddressSpace>(
+pub(crate) fn place<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
     range: &Range<M>,
@@ -300,7 +300,7 @@ fn migrate<M: AddressSpace>(
 }
 
 /// There is no range. Usually that is the program's doing.
-fn refused(request: &Request, error: FindError) -> Result<Pass, FaultError> {
+pub(crate) fn refused(request: &Request, error: FindError) -> Result<Pass, FaultError> {
     let Request { at, access, .. } = *request;
     match error {
         FindError::NoMapping { .. } => Err(FaultError::Unmapped { at }),
@@ -359,7 +359,7 @@ fn forget_stale<M: AddressSpace>(vm: &Vm<M>, at: VirtAddr) -> Result<(), FaultEr
 }
 
 /// Nothing at first: most passes are stale because somebody else was faster.
-fn back_off(attempt: u32) {
+pub(crate) fn back_off(attempt: u32) {
     match attempt {
         0..4 => gpusvm_sync::yield_now(),
         _ => gpusvm_sync::sleep(Duration::from_micros(20 << attempt.min(10))),

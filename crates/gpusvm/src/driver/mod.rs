@@ -56,6 +56,7 @@ pub(crate) mod populate; // pages into device memory
 pub(crate) mod evict; // and out of it, for others
 pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
+pub(crate) mod migrate; // pages to the device, and no mapping
 pub(crate) mod prefetch; // wanted before they are touched
 pub(crate) mod vm; // one device address space
 pub(crate) mod region; // device memory in an address space
@@ -73,6 +74,9 @@ pub use evict::MAX_TRIES;
 pub use fault::{MAX_PASSES, MAX_PASSES_IN_PLACE};
 pub use intake::MAX_PARKED;
 pub use policy::{FaultInfo, MigrateOnTouch, Plan, Policy};
+pub use prefetch::{
+    Location, MAX_PREFETCHES, PREFETCHERS, Prefetch, PrefetchError, PrefetchReason, Prefetched,
+};
 pub use region::VramRegion;
 pub use report::{FaultReport, Served};
 pub use resident::{Declared, Lease, MAX_SLIPS};

@@ -33,12 +33,15 @@ const IDLE: Duration = Duration::from_millis(50);
 const REST: Duration = Duration::from_secs(1);
 
 /// Starts to serve the faults of a device, in all its address spaces of the region, until its fault queue
-/// is closed; a device without one gets no thread. Who joins the threads has joined all of them.
+/// is closed; a device without one gets no thread. Who joins the threads has joined all of them. From
+/// now on the device's prefetches go on in the background, too, until
+/// [`VramRegion::close_prefetches`].
 ///
 /// # Errors
 ///
 /// Those of starting a thread.
 pub fn start<M: AddressSpace>(region: &Arc<VramRegion<M>>) -> std::io::Result<Vec<JoinHandle<()>>> {
+    region.prefetches().go_to_background();
     if region.device().fault_queue().is_none() {
         return Ok(Vec::new());
     }
