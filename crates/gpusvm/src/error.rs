@@ -1,6 +1,6 @@
 //! What was refused, and why.
 
-use crate::driver::VmError;
+use crate::driver::{PrefetchError, VmError};
 use gpusvm_device::FaultError;
 use gpusvm_mm::MmError;
 use gpusvm_mm_linux::{AdoptError, StartError};
@@ -60,6 +60,9 @@ pub enum Error {
     /// Something a launch declared cannot be made resident.
     #[error("declared memory cannot be made resident: {0}")]
     Declared(FaultError),
+    /// Memory is not where a prefetch was to bring it.
+    #[error(transparent)]
+    Prefetch(#[from] PrefetchError),
     /// Lanes of a launch stopped.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -83,6 +86,7 @@ impl Error {
             Self::Mm(error) | Self::Vm(VmError::Mm(error)) => error.errno(),
             Self::Vm(_) => 28, // ENOSPC
             Self::Memory(error) => errno_of(error),
+            Self::Prefetch(_) => 61,                   // ENODATA
             Self::Launch(_) | Self::Declared(_) => 14, // EFAULT
             Self::Start(_) | Self::Thread(_) => 11,    // EAGAIN
         }

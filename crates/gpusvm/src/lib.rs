@@ -51,11 +51,15 @@ mod svm; // the engine, built and taken down
 mod node; // a device of it
 mod slice; // memory to share
 mod launch; // kernels on it
+mod prefetch; // memory where it is wanted
 mod stats; // what happened
 mod error; // what was refused
 pub mod driver; // device faults, end to end
 
-pub use driver::{FaultInfo, MigrateOnTouch, Moved, Plan, Policy, SizeStats, Times};
+pub use driver::{
+    FaultInfo, FaultReport, MigrateOnTouch, Moved, Plan, Policy, PrefetchError, PrefetchReason,
+    Prefetched, Served, SizeStats, Times,
+};
 pub use error::Error;
 pub use gpusvm_device::{Access, Fabric, FaultError, FaultMode};
 pub use gpusvm_mm_linux::{AdoptError, Capabilities, Plain, Rung};
@@ -64,6 +68,7 @@ pub use gpusvm_softgpu::{
 };
 pub use gpusvm_types::{ByteSize, Span, VirtAddr};
 pub use launch::{Launch, Resident};
+pub use prefetch::Prefetch;
 pub use slice::SvmSlice;
 pub use stats::Stats;
 pub use svm::{Adopted, Builder, Svm};

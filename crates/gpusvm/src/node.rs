@@ -39,6 +39,7 @@ impl Node {
     pub(crate) fn stop_faults(&self) {
         self.vm.refuse_faults();
         self.region.pagemap().unbind();
+        self.region.close_prefetches();
         if let Some(queue) = self.region.device().fault_queue() {
             queue.close();
         }

@@ -266,7 +266,7 @@ impl Svm {
         bound.map_err(|error| Error::Rebind { device, error })
     }
 
-    fn node(&self, device: usize) -> Result<&Node, Error> {
+    pub(crate) fn node(&self, device: usize) -> Result<&Node, Error> {
         self.nodes.get(device).ok_or(Error::NoDevice)
     }
 

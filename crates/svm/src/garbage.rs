@@ -10,8 +10,9 @@ impl<M: AddressSpace> GpuSvm<M> {
     /// Removes the ranges that were unmapped. What of a partially unmapped range is still there comes
     /// home first: ranges are not split, since that is rare and this is simple.
     ///
-    /// Says how many ranges it removed. Its cost is that of the garbage, however many ranges there are.
-    /// Call it without locks.
+    /// Says how many ranges it removed. A range that is being served is left for the next time: a fault,
+    /// which collects garbage first, must not wait for one in another block. Its cost is that of the
+    /// garbage, however many ranges there are. Call it without locks.
     pub fn collect_garbage(&self) -> usize {
         gpusvm_sync::walk!("collect_garbage");
         if self.core.garbage.swap(0, Ordering::AcqRel) == 0 {
@@ -24,7 +25,11 @@ impl<M: AddressSpace> GpuSvm<M> {
     }
 
     fn remove_unmapped(&self, range: &Arc<Range<M>>) -> bool {
-        let _serving = range.serve();
+        let Some(_serving) = range.try_serve() else {
+            self.core.tree.lock().put_garbage_back(range);
+            self.core.garbage.fetch_add(1, Ordering::AcqRel);
+            return false;
+        };
         if range.is_removed() {
             return false;
         }

@@ -128,6 +128,11 @@ impl<M: AddressSpace> Range<M> {
         Serving(self.serving.lock())
     }
 
+    /// As [`Range::serve`], unless somebody else serves the range now.
+    pub fn try_serve(&self) -> Option<Serving<'_>> {
+        self.serving.try_lock().map(Serving)
+    }
+
     /// Memory under it was unmapped (`drm_gpusvm_range_set_unmapped`). Whether that is news.
     pub(crate) fn set_unmapped(&self, event: Span) -> bool {
         let partial = if event.covers(self.span) { 0 } else { PARTIAL };

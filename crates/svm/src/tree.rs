@@ -133,6 +133,13 @@ impl<M: AddressSpace> Tree<M> {
         self.garbage.len() - before
     }
 
+    /// What could not be collected now is garbage the next time, too.
+    pub(crate) fn put_garbage_back(&mut self, range: &Arc<Range<M>>) {
+        // It may have left the tree meanwhile: then no room was kept for it.
+        self.garbage.reserve(self.ranges.len() + 1);
+        self.garbage.push(Arc::clone(range));
+    }
+
     /// What was flagged since the last time. The list keeps its room.
     pub(crate) fn take_garbage(&mut self) -> Vec<Arc<Range<M>>> {
         self.garbage.drain(..).collect()

@@ -12,12 +12,14 @@
 
 use crate::driver::counters;
 use crate::driver::policy::FaultInfo;
+use crate::driver::region::VramRegion;
+use crate::driver::report::{FaultReport, Served};
 use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::stages::Stage;
 use crate::driver::vm::Vm;
 use core::time::Duration;
 use gpusvm_device::{Access, Caps, DeviceFault, FaultError, Verdict};
-use gpusvm_mm::{AddressSpace, MmError};
+use gpusvm_mm::{AddressSpace, MmError, Time};
 use gpusvm_pagemap::{Cause, MigrateError};
 use gpusvm_svm::{DeviceIndex, FaultCtx, FindError, GetPagesError, Permission, Range, Reach};
 use gpusvm_sync::Arc;
@@ -35,7 +37,7 @@ pub(crate) const ONLY: DeviceIndex = DeviceIndex(0);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
     /// The device can try again.
-    Bound,
+    Bound(Served),
     /// What was found out was not true any more: start again.
     Stale,
 }
@@ -54,7 +56,6 @@ pub(crate) struct Request {
 pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict {
     gpusvm_sync::walk!("serve");
     let began = vm.now();
-    counters::count(&vm.counters.faults);
     let DeviceFault {
         at, access, stale, ..
     } = *fault;
@@ -64,15 +65,49 @@ pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict
         stale,
         cause: Cause::DeviceFault,
     };
-    let verdict = match make_accessible(vm, &request) {
-        Ok(()) => Verdict::Replay,
-        Err(error) => {
-            counters::count(&vm.counters.failed);
-            Verdict::Fail(error)
-        }
-    };
-    vm.counters.record_fault(vm.now().since(began));
-    verdict
+    let mut passes = 0;
+    let outcome = make(vm, &request, &mut passes);
+    done(vm, fault, (outcome, passes), began);
+    outcome.map_or_else(Verdict::Fail, |_| Verdict::Replay)
+}
+
+/// The verdict on a fault that waited while another of its block was served, if that served it too.
+pub(crate) fn replay<M: AddressSpace>(
+    region: &VramRegion<M>,
+    fault: &DeviceFault,
+) -> Option<Verdict> {
+    let vm = region.vm(fault.vm).filter(|_| !fault.stale)?;
+    let range = vm.svm().range_find(fault.at)?;
+    let served = !range.is_gone() && is_served(&range, fault.access, vm.caps());
+    served.then(|| {
+        counters::count(&vm.counters.coalesced);
+        done(&vm, fault, (Ok(Served::Coalesced), 0), vm.now());
+        Verdict::Replay
+    })
+}
+
+/// Counts a fault, and keeps what is to be known of it.
+fn done<M: AddressSpace>(
+    vm: &Vm<M>,
+    &DeviceFault { at, access, .. }: &DeviceFault,
+    (outcome, passes): (Result<Served, FaultError>, u32),
+    began: Time,
+) {
+    let when = vm.now();
+    let took = when.since(began);
+    counters::count(&vm.counters.faults);
+    if outcome.is_err() {
+        counters::count(&vm.counters.failed);
+    }
+    vm.counters.record_fault(took);
+    vm.last_fault.set(FaultReport {
+        at,
+        access,
+        outcome,
+        passes,
+        took,
+        when,
+    });
 }
 
 /// Makes a page accessible to the device, with as much around it as one range holds.
@@ -81,6 +116,16 @@ pub(crate) fn make_accessible<M: AddressSpace>(
     request: &Request,
 ) -> Result<(), FaultError> {
     gpusvm_sync::walk!("make_accessible");
+    make(vm, request, &mut 0).map(drop)
+}
+
+/// As `make_accessible`, and counts passes.
+fn make<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+    passes: &mut u32,
+) -> Result<Served, FaultError> {
+    gpusvm_sync::walk!("make");
     if request.stale {
         forget_stale(vm, request.at)?;
     }
@@ -88,8 +133,9 @@ pub(crate) fn make_accessible<M: AddressSpace>(
         if attempt == MAX_PASSES {
             counters::count(&vm.counters.last_resorts);
         }
+        *passes += 1;
         match pass(vm, request, attempt)? {
-            Pass::Bound => return Ok(()),
+            Pass::Bound(served) => return Ok(served),
             Pass::Stale => {
                 counters::count(&vm.counters.stale_passes);
                 back_off(attempt);
@@ -130,7 +176,7 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     if is_served(&range, request.access, vm.caps()) {
         counters::count(&vm.counters.coalesced);
         vm.counters.stages.count_coalesced(range.span());
-        return Ok(Pass::Bound);
+        return Ok(Pass::Bound(Served::Coalesced));
     }
     match vm.svm().range_arm(&range, &serving) {
         Ok(true) => {}
@@ -148,7 +194,7 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
 }
 
 /// Maps the pages of the range where they are, if they can be mapped there.
-fn map<M: AddressSpace>(
+pub(crate) fn map<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
     range: &Arc<Range<M>>,
@@ -169,7 +215,11 @@ fn map<M: AddressSpace>(
         Ok(prepared) => prepared,
         Err(error) => return not_mapped(vm, request, range, error),
     };
-    let again = again.filter(|_| !prepared.is_in_vram());
+    let served = match prepared.is_in_vram() {
+        true => Served::InDeviceMemory,
+        false => Served::InPlace,
+    };
+    let again = again.filter(|_| served == Served::InPlace);
     let bound = vm.svm().commit(range, prepared, |proof, runs| {
         let _time = vm.time(range, Stage::Bind);
         vm.bind(proof, runs)
@@ -179,7 +229,7 @@ fn map<M: AddressSpace>(
             if let Some(after) = again {
                 vm.look_again(after, range);
             }
-            Ok(Pass::Bound)
+            Ok(Pass::Bound(served))
         }
         Ok(false) => Ok(Pass::Stale),
         Err(_) => Err(FaultError::Gave {
@@ -208,7 +258,7 @@ pub(crate) fn is_served<M: AddressSpace>(range: &Range<M>, access: Access, caps:
     }
 }
 
-fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
+pub(crate) fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
     FaultCtx {
         owner: Some(vm.region.pagemap().owner()),
         read_only: !request.access.is_write(),
@@ -224,7 +274,7 @@ fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
 /// Asks the policy whether the range moves, and for how long, and moves it. Where only device memory
 /// will do, it moves in any case; after too many passes for nothing, it stays where it is. Says when
 /// to look again if pages of it are in RAM all the same.
-fn place<M: AddressSpace>(
+pub(crate) fn place<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
     range: &Range<M>,
@@ -275,7 +325,7 @@ fn migrate<M: AddressSpace>(
 }
 
 /// There is no range. Usually that is the program's doing.
-fn refused(request: &Request, error: FindError) -> Result<Pass, FaultError> {
+pub(crate) fn refused(request: &Request, error: FindError) -> Result<Pass, FaultError> {
     let Request { at, access, .. } = *request;
     match error {
         FindError::NoMapping { .. } => Err(FaultError::Unmapped { at }),
@@ -344,7 +394,7 @@ fn forget<M: AddressSpace>(vm: &Vm<M>, wider: Span) {
 }
 
 /// Nothing at first: most passes are stale because somebody else was faster.
-fn back_off(attempt: u32) {
+pub(crate) fn back_off(attempt: u32) {
     match attempt {
         0..4 => gpusvm_sync::yield_now(),
         _ => gpusvm_sync::sleep(Duration::from_micros(20 << attempt.min(10))),

@@ -3,7 +3,9 @@
 //! ```text
 //!   device fault queue
 //!        |
-//!   worker --> fault: the story of one device fault
+//!   worker --> intake: faults of one block are served together
+//!     |
+//!     `------> fault: the story of one device fault
 //!                |-- policy     migrate? for how long?
 //!                |-- populate   device memory, filled by pagemap
 //!                |      |-- vram     what is free
@@ -17,6 +19,7 @@
 //!   resident   launches that declare what they touch
 //!   stays      what of it stays in RAM meanwhile
 //!   prefetch   pages that are wanted before they are touched
+//!   report     what became of the last fault
 //!   devmem     copies, counted by cause; clearing
 //! ```
 //!
@@ -46,12 +49,14 @@
 //! ```
 
 pub mod worker; // threads that take faults
+pub(crate) mod intake; // which fault is served, and which waits for it
 pub(crate) mod fault; // the story
 pub(crate) mod policy; // what to do, never how
 pub(crate) mod populate; // pages into device memory
 pub(crate) mod evict; // and out of it, for others
 pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
+pub(crate) mod migrate; // pages to the device, and no mapping
 pub(crate) mod prefetch; // wanted before they are touched
 pub(crate) mod vm; // one device address space
 pub(crate) mod region; // device memory in an address space
@@ -60,6 +65,7 @@ pub(crate) mod stays; // pages that stay where they are
 pub(crate) mod vram; // what of device memory is free
 pub(crate) mod residents; // what lives there
 pub(crate) mod devmem; // one allocation of it
+pub(crate) mod report; // what became of the last fault
 pub(crate) mod counters; // what happened
 pub(crate) mod stages; // what it cost, by size and stage
 
@@ -67,8 +73,14 @@ pub use counters::{Moved, RegionStats, Times, VmStats};
 pub use devices::Devices;
 pub use evict::MAX_TRIES;
 pub use fault::{MAX_PASSES, MAX_PASSES_IN_PLACE};
+pub use intake::MAX_PARKED;
 pub use policy::{FaultInfo, MigrateOnTouch, Plan, Policy};
+pub use prefetch::{
+    Location, MAX_PREFETCHES, PREFETCHERS, Prefetch, PrefetchError, PrefetchReason, Prefetched,
+};
 pub use region::VramRegion;
+pub use report::{FaultReport, Served};
 pub use resident::{Declared, Lease, MAX_SLIPS};
 pub use stages::SizeStats;
 pub use vm::{Vm, VmError};
+pub use worker::MAX_WORKERS;

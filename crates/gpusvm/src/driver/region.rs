@@ -16,6 +16,7 @@
 use crate::driver::counters::{RegionStats, Traffic};
 use crate::driver::devices::Fabrics;
 use crate::driver::populate::RegionOps;
+use crate::driver::prefetch::Queue;
 use crate::driver::stays::Stays;
 use crate::driver::vm::{Vm, VmError};
 use crate::driver::vram::Vram;
@@ -34,6 +35,7 @@ pub struct VramRegion<M: AddressSpace> {
     pagemap: Arc<Pagemap<M>>,
     ops: Arc<RegionOps<M>>,
     memory: Arc<Memory<M>>,
+    prefetches: Arc<Queue<M>>,
     owner: Owner,
 }
 
@@ -86,6 +88,7 @@ impl<M: AddressSpace> VramRegion<M> {
             pagemap,
             ops,
             memory,
+            prefetches: Queue::new(),
             owner,
         }))
     }
@@ -166,10 +169,21 @@ impl<M: AddressSpace> VramRegion<M> {
         self.memory.traffic.snapshot(&self.memory.vram)
     }
 
+    /// Its prefetches that are not done.
+    pub(crate) fn prefetches(&self) -> &Arc<Queue<M>> {
+        &self.prefetches
+    }
+
     pub(crate) fn add_vm(&self, vm: &Arc<Vm<M>>) {
         let mut vms = self.memory.vms.lock();
         vms.retain(|vm| vm.strong_count() > 0);
         vms.push(Arc::downgrade(vm));
+    }
+}
+
+impl<M: AddressSpace> Drop for VramRegion<M> {
+    fn drop(&mut self) {
+        self.prefetches.close();
     }
 }
 

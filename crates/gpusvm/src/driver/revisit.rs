@@ -38,6 +38,11 @@ impl<M: AddressSpace> Revisits<M> {
         self.0.lock().push_back((due, Arc::downgrade(range)));
     }
 
+    /// How many there are.
+    fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
     /// A range that is due. Those that are gone are forgotten.
     fn take_due(&self, now: Time) -> Option<Arc<Range<M>>> {
         let mut list = self.0.lock();
@@ -66,12 +71,19 @@ impl<M: AddressSpace> Vm<M> {
         let Some(_working) = self.enter() else {
             return;
         };
-        while let Some(range) = self.revisits.take_due(self.now()) {
+        // Those that are due now: what is put back is due later, whatever the clock does meanwhile.
+        let now = self.now();
+        for _ in 0..self.revisits.len() {
+            let Some(range) = self.revisits.take_due(now) else {
+                break;
+            };
             // Declared by a launch of a device that cannot fault: not before it has ended. None begins
-            // to need it meanwhile, that would take who serves the range.
-            let _serving = range.serve();
-            match self.region.devices().stays().is_staying(range.span()) {
-                true => self.revisits.add(self.now().after(BUSY_AGAIN), &range),
+            // to need it meanwhile, that would take who serves the range. Nobody waits here for who
+            // serves one now: a copy can take long, and other ranges are due.
+            let serving = range.try_serve();
+            let stays = || self.region.devices().stays().is_staying(range.span());
+            match serving.is_none() || stays() {
+                true => self.revisits.add(now.after(BUSY_AGAIN), &range),
                 false => self.svm().range_unmap(&range),
             }
         }

@@ -9,6 +9,7 @@ use crate::driver::counters::{self, Counters, VmStats};
 use crate::driver::fault::{self, Request};
 use crate::driver::policy::Policy;
 use crate::driver::region::VramRegion;
+use crate::driver::report::{FaultReport, LastFault};
 use crate::driver::revisit::Revisits;
 use crate::driver::stages::{Stage, Timed};
 use gpusvm_device::{
@@ -31,6 +32,7 @@ pub struct Vm<M: AddressSpace> {
     table: Arc<TableOps>,
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) revisits: Revisits<M>,
+    pub(crate) last_fault: LastFault,
     closed: AtomicBool,
     /// Whether the device still has it.
     working: RwLock<bool>,
@@ -85,6 +87,7 @@ impl<M: AddressSpace> Vm<M> {
             table,
             policy,
             revisits: Revisits::new(),
+            last_fault: LastFault::default(),
             closed: AtomicBool::new(false),
             working: RwLock::new(true),
         });
@@ -113,6 +116,11 @@ impl<M: AddressSpace> Vm<M> {
             self.svm.range_count(),
             self.table.flushes.load(Ordering::Relaxed),
         )
+    }
+
+    /// The last fault of the device that was answered, and how. `None` before the first.
+    pub fn last_fault(&self) -> Option<FaultReport> {
+        self.last_fault.get()
     }
 
     /// Serves a fault of the device, and says what becomes of it. Several threads may, at once.

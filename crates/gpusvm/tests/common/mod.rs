@@ -6,6 +6,7 @@
 )]
 
 use gpusvm::driver::{Devices, Vm, VramRegion};
+pub(crate) mod gated;
 pub(crate) mod pinned;
 
 use gpusvm::{Builder, ByteSize, Fabric, FaultInfo, FaultMode, Plan, Policy, SoftGpu, Svm};
@@ -125,6 +126,21 @@ pub(crate) fn can_adopt(svm: &Svm) -> bool {
 pub(crate) fn within(limit: Duration, test: impl FnOnce()) {
     let _watchdog = Watchdog::start(limit, String::new);
     test();
+}
+
+/// Waits until something is so, for twenty seconds.
+pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    assert!(is_so_within(Duration::from_secs(20), is_so), "{what}");
+}
+
+/// Whether something becomes so in a while.
+pub(crate) fn is_so_within(limit: Duration, is_so: impl Fn() -> bool) -> bool {
+    (0..limit.as_millis()).any(|_| {
+        is_so() || {
+            std::thread::sleep(Duration::from_millis(1));
+            false
+        }
+    })
 }
 
 /// A private anonymous mapping of the program's own, 2 MiB aligned.

@@ -105,8 +105,7 @@ fn a_device_fault() {
     let ((), steps) = walk::record(|| store(&svm, slice.device_ptr()));
     let roots = [
         ("softgpu/src/port.rs", "miss"),
-        ("driver/fault.rs", "serve"),
-        ("softgpu/src/fault.rs", "resolve"),
+        ("driver/worker.rs", "answer"),
     ];
     compare("A device fault", &Trace::of(&steps, &roots));
 }

@@ -24,6 +24,25 @@ fn a_partial_unmap_flags_the_range() {
     }
 }
 
+/// A fault collects garbage first. It must not wait for who serves a fault elsewhere, whose range was
+/// unmapped meanwhile.
+#[test]
+fn garbage_that_is_being_served_is_left_for_the_next_time() {
+    let lab = Lab::new(&[0]);
+    let range = lab.mapped_range(lab.block());
+    let serving = range.serve();
+    assert!(range.try_serve().is_none());
+    lab.sim.munmap(range.span());
+    for _ in 0..2 {
+        assert_eq!(lab.svm.collect_garbage(), 0);
+        assert_eq!(lab.svm.range_count(), 1);
+    }
+    drop(serving);
+    assert_eq!(lab.svm.collect_garbage(), 1);
+    assert_eq!(lab.svm.range_count(), 0);
+    lab.assert_ends();
+}
+
 /// Ranges are not split: what is still there comes home, and the range goes.
 #[test]
 fn the_rest_of_a_partial_unmap_comes_home() {

@@ -26,6 +26,7 @@ mod pair; // two devices
 mod files; // what is mapped in place
 mod windows; // what happens while a copy is under way
 mod races; // what happens at any time
+mod prefetch; // what is wanted before it is touched
 
 pub use bench::{Bench, Part, Places, Setup};
 pub use kit::{Kit, Model};
@@ -52,7 +53,8 @@ macro_rules! conformance_cases {
             two_threads_fault_one_block, cpu_and_device_fault_one_block, migrate_racing_unmap,
             migrate_racing_dontneed, migrate_racing_remap, migrate_racing_fork,
             migrate_racing_exit, evict_racing_cpu_fault, two_devices_race_for_one_block,
-            two_peers_race_for_one_block,
+            two_peers_race_for_one_block, prefetch_then_no_fault, prefetch_cancelled,
+            prefetch_racing_unmap, prefetch_racing_cpu_touch,
         }
     };
 }
@@ -153,6 +155,9 @@ pub use migrate::{
 pub use pair::{
     double_map, migrate_mixed, snapshot, two_devices_race_for_one_block,
     two_peers_race_for_one_block,
+};
+pub use prefetch::{
+    prefetch_cancelled, prefetch_racing_cpu_touch, prefetch_racing_unmap, prefetch_then_no_fault,
 };
 pub use races::{
     cpu_and_device_fault_one_block, evict_racing_cpu_fault, lost_cpu_writes_in_the_copy_window,

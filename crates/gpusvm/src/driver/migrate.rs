@@ -1,0 +1,81 @@
+//! Pages to the device, and no mapping.
+
+use crate::driver::vm::Vm;
+use core::time::Duration;
+use gpusvm_mm::{AddressSpace, MmError};
+use gpusvm_pagemap::{Cause, MigrateError};
+use gpusvm_svm::{FaultCtx, FindError};
+use gpusvm_types::{ByteSize, Span, VirtAddr};
+
+impl<M: AddressSpace> Vm<M> {
+    /// Moves what of `span` can migrate to the device, range by range, and maps nothing: the device's
+    /// first touch of a range does. What does not fit evicts others.
+    ///
+    /// # Errors
+    ///
+    /// The first reason why something did not move; the rest is tried all the same, unless nothing can
+    /// move any more: `Unbound`, `NoSpace`, `Gone`.
+    pub fn migrate_to_devmem(&self, span: Span, cause: Cause) -> Result<(), MigrateError> {
+        let mut result = Ok(());
+        let mut at = span.start();
+        while at < span.end() {
+            let (end, moved) = self.prefetch_range(at, cause)?;
+            let is_final = matches!(
+                moved,
+                Err(MigrateError::Unbound { .. }
+                    | MigrateError::NoSpace { .. }
+                    | MigrateError::Mm(MmError::Gone))
+            );
+            result = result.and(moved);
+            if is_final {
+                break;
+            }
+            at = end;
+        }
+        result
+    }
+
+    /// Moves the range of `at`. Says where it ends.
+    fn prefetch_range(
+        &self,
+        at: VirtAddr,
+        cause: Cause,
+    ) -> Result<(VirtAddr, Result<(), MigrateError>), MigrateError> {
+        let page = Span::page_of(at);
+        let _no_fork = self.svm().mm().no_fork().ok_or(MmError::Gone)?;
+        let _working = self.enter().ok_or(MmError::Gone)?;
+        let ctx = FaultCtx {
+            owner: Some(self.region.pagemap().owner()),
+            read_only: true,
+            devmem_possible: true,
+            devmem_only: false,
+            allow_mixed: true,
+            check_pages_threshold: ByteSize::ZERO,
+            timeslice: Duration::ZERO,
+        };
+        self.svm().collect_garbage();
+        let found = self.svm().range_find_or_insert(at, Span::EVERYWHERE, &ctx);
+        let range = found.map_err(|error| not_found(page, error))?;
+        let end = range.span().end();
+        let serving = range.serve();
+        if !range.can_migrate() {
+            let span = range.span();
+            return Ok((end, Err(MigrateError::NotAnonymous { span })));
+        }
+        let armed = self.svm().range_arm(&range, &serving);
+        if !armed.map_err(|error| not_found(page, error))? {
+            let span = range.span();
+            return Ok((end, Err(MigrateError::NoMapping { span })));
+        }
+        let pagemap = self.region.pagemap();
+        Ok((end, pagemap.populate(range.span(), ctx.timeslice, cause)))
+    }
+}
+
+const fn not_found(span: Span, error: FindError) -> MigrateError {
+    match error {
+        FindError::Closed => MigrateError::Mm(MmError::Gone),
+        FindError::Mm(error) => MigrateError::Mm(error),
+        _ => MigrateError::NoMapping { span },
+    }
+}

@@ -1,0 +1,195 @@
+//! One range of a prefetch: where it was asked to be, and mapped.
+//!
+//! ```text
+//!   hole? skipped -> find or insert the range -> there already? done
+//!      -> device: populate | RAM: bring home | advised: as a fault would
+//!      -> get pages -> commit, if still current; else again, as a fault does
+//! ```
+
+use super::{Location, PrefetchError, PrefetchReason};
+use crate::driver::fault::{self, MAX_PASSES, Pass, Request};
+use crate::driver::report::Served;
+use crate::driver::revisit::BUSY_AGAIN;
+use crate::driver::vm::Vm;
+use gpusvm_device::{Access, FaultError};
+use gpusvm_mm::{AddressSpace, Home, MmError, Vma};
+use gpusvm_pagemap::{Cause, MigrateError};
+use gpusvm_svm::Range;
+use gpusvm_types::{Span, VirtAddr};
+
+/// What became of one range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// It was there.
+    Valid,
+    /// It is in device memory now, and mapped.
+    Moved,
+    /// It is mapped where it is.
+    InPlace,
+    /// It is home, and mapped if the device reaches it there.
+    Home,
+}
+
+/// How far a step came, and what became of it.
+#[derive(Debug)]
+pub(super) struct Step {
+    /// Where the next one begins.
+    pub(super) end: VirtAddr,
+    /// Why something is not where it was asked to be. It may be mapped all the same.
+    pub(super) error: Option<PrefetchError>,
+    /// `None` when there is nothing.
+    pub(super) done: Option<Done>,
+}
+
+/// Prefetches the first range of `span` that is there, behind any hole.
+pub(super) fn step<M: AddressSpace>(vm: &Vm<M>, span: Span, to: Location) -> Step {
+    let vma = match first_in(vm, span) {
+        Ok(Some(vma)) => vma,
+        // A hole, how large it may be: whoever goes on behind it finds the next mapping.
+        Ok(None) => return Step::nothing(span.end()),
+        Err(error) => return Step::failed(span, PrefetchReason::Mm(error)),
+    };
+    let at = span.start().max(vma.span.start());
+    for attempt in 0..MAX_PASSES {
+        match pass(vm, at, &vma, to, attempt) {
+            Ok(Some(step)) => return step,
+            Ok(None) => fault::back_off(attempt),
+            Err(error) => {
+                let left = span.intersection(vma.span).unwrap_or(span);
+                return Step::failed(left, PrefetchReason::Fault(error));
+            }
+        }
+    }
+    let reason = "it was not stable for long enough";
+    let gave = PrefetchReason::Fault(FaultError::Gave { at, reason });
+    Step::failed(Span::page_of(at), gave)
+}
+
+impl Step {
+    const fn nothing(end: VirtAddr) -> Self {
+        Self {
+            end,
+            error: None,
+            done: None,
+        }
+    }
+
+    fn failed(span: Span, reason: PrefetchReason) -> Self {
+        Self {
+            end: span.end(),
+            error: Some(PrefetchError { span, reason }),
+            done: None,
+        }
+    }
+}
+
+/// The first mapping in `span`.
+fn first_in<M: AddressSpace>(vm: &Vm<M>, span: Span) -> Result<Option<Vma>, MmError> {
+    let vma = vm.svm().mm().find_vma(span.start())?;
+    Ok(vma.filter(|vma| vma.span.overlaps(span)))
+}
+
+/// As a pass over a fault. `None` when it was for nothing.
+fn pass<M: AddressSpace>(
+    vm: &Vm<M>,
+    at: VirtAddr,
+    vma: &Vma,
+    to: Location,
+    attempt: u32,
+) -> Result<Option<Step>, FaultError> {
+    let closed = FaultError::Closed { at };
+    let _no_fork = vm.svm().mm().no_fork().ok_or(closed)?;
+    let _working = vm.enter().ok_or(closed)?;
+    vm.svm().collect_garbage();
+    let access = match vma.writable {
+        true => Access::Write,
+        false => Access::Read,
+    };
+    let request = Request {
+        at,
+        access,
+        stale: false,
+        cause: Cause::Prefetch,
+    };
+    let mut ctx = fault::context(vm, &request);
+    let range = match vm.svm().range_find_or_insert(at, Span::EVERYWHERE, &ctx) {
+        Ok(range) => range,
+        Err(error) => return fault::refused(&request, error).map(|_| None),
+    };
+    let serving = range.serve();
+    if range.is_gone() {
+        return Ok(None);
+    }
+    let ends = |done, error| {
+        let end = range.span().end();
+        let done = Some(done);
+        Ok(Some(Step { end, error, done }))
+    };
+    if is_there(vm, &range, access, to) {
+        return ends(Done::Valid, None);
+    }
+    if !matches!(vm.svm().range_arm(&range, &serving), Ok(true)) {
+        return Ok(None);
+    }
+    let mut error = None;
+    let mut again = None;
+    match to {
+        _ if !range.can_migrate() => {}
+        Location::Device => {
+            let populated = vm.region.pagemap();
+            let populated = populated.populate(range.span(), ctx.timeslice, request.cause);
+            error = populated.err().map(PrefetchReason::Migrate);
+            again = Some(BUSY_AGAIN);
+        }
+        Location::Ram => error = vm.svm().range_evict(&range).err().map(PrefetchReason::Mm),
+        Location::Advised => again = fault::place(vm, &request, &range, attempt, &mut ctx)?,
+    }
+    let span = range.span();
+    let error = error.map(|reason| PrefetchError { span, reason });
+    if error.as_ref().is_some_and(PrefetchError::is_gone) {
+        return Err(closed);
+    }
+    let is_unreachable = to == Location::Ram && !vm.caps().coherent;
+    if is_unreachable || (error.is_some() && ctx.devmem_only) {
+        return ends(Done::Home, error);
+    }
+    match fault::map(vm, &request, &range, &ctx, again)? {
+        Pass::Bound(_) if to == Location::Ram => ends(Done::Home, error),
+        Pass::Bound(Served::InDeviceMemory) => ends(Done::Moved, error),
+        Pass::Bound(_) => ends(Done::InPlace, error),
+        Pass::Stale => Ok(None),
+    }
+}
+
+/// Whether the device would not fault, and the pages are where they were asked to be.
+fn is_there<M: AddressSpace>(vm: &Vm<M>, range: &Range<M>, access: Access, to: Location) -> bool {
+    let is_served = fault::is_served(range, access, vm.caps());
+    if to == Location::Advised || !range.can_migrate() {
+        return is_served;
+    }
+    if !is_served && (to == Location::Device || vm.caps().coherent) {
+        return false;
+    }
+    let mut homes = vec![Home::System; range.span().page_count().as_usize()];
+    let pagemap = vm.region.pagemap();
+    let mm = vm.svm().mm();
+    let found = mm.range_fault(range.span(), Some(pagemap.owner()), &mut homes);
+    let is_right = |home: &Home| match (*home, to) {
+        (Home::Device(page), Location::Device) => pagemap.contains(page),
+        (Home::System, Location::Ram) => true,
+        _ => false,
+    };
+    found.is_ok() && homes.iter().all(is_right)
+}
+
+impl PrefetchError {
+    /// Whether it will be so for everything else, too.
+    pub(super) const fn is_gone(&self) -> bool {
+        matches!(
+            self.reason,
+            PrefetchReason::Mm(MmError::Gone)
+                | PrefetchReason::Migrate(MigrateError::Mm(MmError::Gone))
+                | PrefetchReason::Fault(FaultError::Closed { .. })
+        )
+    }
+}
