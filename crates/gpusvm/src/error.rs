@@ -29,6 +29,20 @@ pub enum Error {
     /// A device cannot join the process.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// A device takes no further address space.
+    #[error("device {device} takes no further address space: {error}")]
+    CreateVm {
+        /// Its number.
+        device: usize,
+        /// Why.
+        error: VmError,
+    },
+    /// The device address space was closed.
+    #[error("an address space of device {device} that is closed")]
+    VmClosed {
+        /// The number of the device.
+        device: usize,
+    },
     /// No memory of no elements.
     #[error("a slice of no elements has no address to share")]
     ZeroSized,
@@ -79,9 +93,15 @@ impl Error {
             Self::NoDevice | Self::Unbound { .. } | Self::SoftGpu(_) => 19, // ENODEV
             Self::Unbind { error, .. } => error.errno(),
             Self::Rebind { error, .. } => error.errno(),
-            Self::ZeroSized => 22, // EINVAL
-            Self::Mm(error) | Self::Vm(VmError::Mm(error)) => error.errno(),
-            Self::Vm(_) => 28, // ENOSPC
+            Self::ZeroSized => 22,      // EINVAL
+            Self::VmClosed { .. } => 2, // ENOENT
+            Self::Mm(error)
+            | Self::Vm(VmError::Mm(error))
+            | Self::CreateVm {
+                error: VmError::Mm(error),
+                ..
+            } => error.errno(),
+            Self::Vm(_) | Self::CreateVm { .. } => 28, // ENOSPC
             Self::Memory(error) => errno_of(error),
             Self::Launch(_) | Self::Declared(_) => 14, // EFAULT
             Self::Start(_) | Self::Thread(_) => 11,    // EAGAIN

@@ -49,13 +49,15 @@
 
 mod svm; // the engine, built and taken down
 mod node; // a device of it
+mod device_vm; // an address space of one
 mod slice; // memory to share
 mod launch; // kernels on it
 mod stats; // what happened
 mod error; // what was refused
 pub mod driver; // device faults, end to end
 
-pub use driver::{FaultInfo, MigrateOnTouch, Moved, Plan, Policy, Times};
+pub use device_vm::DeviceVm;
+pub use driver::{FaultInfo, MigrateOnTouch, Moved, Plan, Policy, Times, VmStats};
 pub use error::Error;
 pub use gpusvm_device::{Access, Fabric, FaultError, FaultMode};
 pub use gpusvm_mm_linux::{AdoptError, Capabilities, Plain, Rung};

@@ -98,6 +98,61 @@ pub struct VmStats {
     pub ranges_live: u64,
 }
 
+/// What several device address spaces did, those that are gone included.
+#[derive(Clone, Debug)]
+pub struct VmTotals {
+    counts: VmStats,
+    fault_time: Histogram<u64>,
+}
+
+impl Default for VmTotals {
+    fn default() -> Self {
+        Self {
+            counts: VmStats::default(),
+            fault_time: times(),
+        }
+    }
+}
+
+impl VmTotals {
+    /// The sums.
+    pub fn stats(&self) -> VmStats {
+        VmStats {
+            fault_time: Times::of(&self.fault_time),
+            ..self.counts.clone()
+        }
+    }
+
+    /// Adds others.
+    pub fn append(&mut self, other: &Self) {
+        self.counts.add(&other.counts);
+        let added = self.fault_time.add(&other.fault_time);
+        debug_assert!(added.is_ok(), "of the same bounds");
+    }
+
+    /// Adds one.
+    pub(crate) fn add(&mut self, counts: &VmStats, counters: &Counters) {
+        self.counts.add(counts);
+        let added = self.fault_time.add(&*counters.fault_time.lock());
+        debug_assert!(added.is_ok(), "of the same bounds");
+    }
+}
+
+impl VmStats {
+    /// Adds all but the times, which are no sums.
+    fn add(&mut self, other: &Self) {
+        self.faults += other.faults;
+        self.coalesced += other.coalesced;
+        self.failed += other.failed;
+        self.stale_passes += other.stale_passes;
+        self.gathered += other.gathered;
+        self.last_resorts += other.last_resorts;
+        self.slips += other.slips;
+        self.not_migrated += other.not_migrated;
+        self.ranges_live += other.ranges_live;
+    }
+}
+
 /// What happened to the memory of one device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -183,9 +238,6 @@ impl Traffic {
 
 impl Counters {
     pub(crate) fn new() -> Self {
-        /// One nanosecond to one minute, to a percent.
-        const HIGHEST: u64 = 60_000_000_000;
-        let times = Histogram::new_with_bounds(1, HIGHEST, 2).expect("bounds that are in order");
         Self {
             faults: AtomicU64::new(0),
             coalesced: AtomicU64::new(0),
@@ -195,7 +247,7 @@ impl Counters {
             last_resorts: AtomicU64::new(0),
             slips: AtomicU64::new(0),
             not_migrated: AtomicU64::new(0),
-            fault_time: Mutex::new(times),
+            fault_time: Mutex::new(times()),
         }
     }
 
@@ -218,6 +270,12 @@ impl Counters {
             ranges_live: u64::try_from(ranges).unwrap_or(u64::MAX),
         }
     }
+}
+
+/// No durations yet: one nanosecond to one minute, to a percent.
+fn times() -> Histogram<u64> {
+    const HIGHEST: u64 = 60_000_000_000;
+    Histogram::new_with_bounds(1, HIGHEST, 2).expect("bounds that are in order")
 }
 
 /// One more.

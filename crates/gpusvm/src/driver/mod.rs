@@ -13,6 +13,7 @@
 //!
 //!   devices    all of one address space, and who reaches whom
 //!   region     a device's memory in it
+//!   running    what keeps the number of an address space
 //!   revisit    what is mapped in place gets a second look
 //!   resident   launches that declare what they touch
 //!   stays      what of it stays in RAM meanwhile
@@ -54,6 +55,7 @@ pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
 pub(crate) mod prefetch; // wanted before they are touched
 pub(crate) mod vm; // one device address space
+pub(crate) mod running; // what keeps its number
 pub(crate) mod region; // device memory in an address space
 pub(crate) mod devices; // all of them
 pub(crate) mod stays; // pages that stay where they are
@@ -62,11 +64,12 @@ pub(crate) mod residents; // what lives there
 pub(crate) mod devmem; // one allocation of it
 pub(crate) mod counters; // what happened
 
-pub use counters::{Moved, RegionStats, Times, VmStats};
+pub use counters::{Moved, RegionStats, Times, VmStats, VmTotals};
 pub use devices::Devices;
 pub use evict::MAX_TRIES;
 pub use fault::{MAX_PASSES, MAX_PASSES_IN_PLACE};
 pub use policy::{FaultInfo, MigrateOnTouch, Plan, Policy};
 pub use region::VramRegion;
 pub use resident::{Declared, Lease, MAX_SLIPS};
+pub use running::Running;
 pub use vm::{Vm, VmError};

@@ -5,11 +5,12 @@
 //! Whoever works on the address space holds `working` to read, as long as one pass over a fault takes.
 //! Closing it holds it to write, after it was announced: so nothing is mapped behind its back.
 
-use crate::driver::counters::{Counters, VmStats};
+use crate::driver::counters::{Counters, VmStats, VmTotals};
 use crate::driver::fault::{self, Request};
 use crate::driver::policy::Policy;
 use crate::driver::region::VramRegion;
 use crate::driver::revisit::Revisits;
+use crate::driver::running::Running;
 use gpusvm_device::{
     Access, Caps, Device, DeviceError, DeviceFault, FaultError, Mapping, Target, Verdict, VmId,
 };
@@ -30,8 +31,8 @@ pub struct Vm<M: AddressSpace> {
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) revisits: Revisits<M>,
     closed: AtomicBool,
-    /// Whether the device still has it.
-    working: RwLock<bool>,
+    /// Its number, until it is closed.
+    working: RwLock<Option<Running>>,
 }
 
 /// Why a device cannot join a process.
@@ -49,7 +50,7 @@ pub enum VmError {
 /// Evidence that an address space is not closed meanwhile.
 #[derive(Debug)]
 pub(crate) struct Working<'vm>(
-    #[expect(dead_code, reason = "held, not read")] RwLockReadGuard<'vm, bool>,
+    #[expect(dead_code, reason = "held, not read")] RwLockReadGuard<'vm, Option<Running>>,
 );
 
 impl<M: AddressSpace> Vm<M> {
@@ -70,6 +71,7 @@ impl<M: AddressSpace> Vm<M> {
             ..Config::default()
         };
         let mm = Arc::clone(region.devices().mm());
+        let running = Running::new(&device, id);
         let vm = Arc::new(Self {
             id,
             svm: GpuSvm::new(mm, config, [Arc::new(TableOps { device, id }) as _]),
@@ -78,7 +80,7 @@ impl<M: AddressSpace> Vm<M> {
             policy,
             revisits: Revisits::new(),
             closed: AtomicBool::new(false),
-            working: RwLock::new(true),
+            working: RwLock::new(Some(running)),
         });
         region.add_vm(&vm);
         Ok(vm)
@@ -102,6 +104,11 @@ impl<M: AddressSpace> Vm<M> {
     /// What it did so far.
     pub fn stats(&self) -> VmStats {
         self.counters.snapshot(self.svm.range_count())
+    }
+
+    /// Adds what it did so far to a sum over several.
+    pub fn add_to(&self, totals: &mut VmTotals) {
+        totals.add(&self.stats(), &self.counters);
     }
 
     /// Serves a fault of the device, and says what becomes of it. Several threads may, at once.
@@ -142,12 +149,31 @@ impl<M: AddressSpace> Vm<M> {
     /// Ends it: refuses faults, waits for those that are being served, and takes every mapping away.
     /// Pages stay where they are. Nothing may run in it any more. Closing it again does nothing.
     pub fn close(&self) {
+        if let Some(running) = self.leave() {
+            running.end();
+        }
+    }
+
+    /// As [`Vm::close`], while launches may still run in it: their faults end with `Closed`, and the
+    /// device forgets it when the last [`Running`] of it is gone.
+    pub fn shut(&self) {
+        drop(self.leave());
+    }
+
+    /// Takes every mapping away. The number, if it was not closed before.
+    fn leave(&self) -> Option<Running> {
         self.refuse_faults();
         let mut working = self.working.write();
-        if core::mem::take(&mut *working) {
+        let running = working.take();
+        if running.is_some() {
             self.svm.close();
-            self.device().page_tables().destroy_vm(self.id);
         }
+        running
+    }
+
+    /// To run something in it. `None` when it is closed.
+    pub fn running(&self) -> Option<Running> {
+        self.working.read().clone().filter(|_| !self.is_closed())
     }
 
     /// Refuses faults from now on; some may still be being served.
@@ -156,14 +182,14 @@ impl<M: AddressSpace> Vm<M> {
     }
 
     /// Whether faults are refused.
-    pub(crate) fn is_closed(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
     /// To work on it. `None` when it is closed, or about to be.
     pub(crate) fn enter(&self) -> Option<Working<'_>> {
         let working = self.working.read();
-        let open = *working && !self.is_closed();
+        let open = working.is_some() && !self.is_closed();
         open.then_some(Working(working))
     }
 
@@ -202,7 +228,7 @@ impl<M: AddressSpace> Vm<M> {
 
 impl<M: AddressSpace> Drop for Vm<M> {
     fn drop(&mut self) {
-        self.close();
+        self.shut();
     }
 }
 
