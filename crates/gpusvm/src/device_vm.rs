@@ -1,11 +1,12 @@
 //! A device address space of one's own.
 
-use crate::driver::{Vm, VmStats};
+use crate::driver::{BindError, Vm, VmStats};
 use crate::node::Node;
-use crate::{Error, Launch, Resident};
+use crate::{Error, Launch, Object, Resident};
 use gpusvm_mm_linux::Process;
 use gpusvm_softgpu::{Grid, Lane, LaneError};
 use gpusvm_sync::Arc;
+use gpusvm_types::{ByteSize, Span};
 
 /// One address space of a device, which mirrors the process.
 ///
@@ -107,6 +108,57 @@ impl DeviceVm {
         let launch = unsafe { self.node.gpu.launch(self.vm.id(), grid, kernel) }?;
         launch.on_done(move || drop((lease, running)));
         Ok(Launch::new(launch))
+    }
+
+    /// Binds what of `object` begins at `offset`, a multiple of the page size, at `span`: the device sees
+    /// it there, and nothing of the process. What was bound there is replaced.
+    ///
+    /// # Errors
+    ///
+    /// `Bind`: where the device has pages of the process mapped (`EBUSY`), with the first range that is in
+    /// the way; for what is not in the object, or the object of another device (`EINVAL`).
+    pub fn bind_object(&self, span: Span, object: &Object, offset: ByteSize) -> Result<(), Error> {
+        let bound = self.vm.bind_object(span, object.of_driver(), offset);
+        self.told(bound)
+    }
+
+    /// As [`DeviceVm::bind_object`], to read only: a lane that writes there stops with `NotPermitted`.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeviceVm::bind_object`].
+    pub fn bind_object_read_only(
+        &self,
+        span: Span,
+        object: &Object,
+        offset: ByteSize,
+    ) -> Result<(), Error> {
+        let object = object.of_driver();
+        self.told(self.vm.bind_object_read_only(span, object, offset))
+    }
+
+    /// Lets `span` mirror the process, as all of it does at first. Objects that are bound there are not
+    /// any more.
+    ///
+    /// # Errors
+    ///
+    /// `Bind` when the engine has ended.
+    pub fn bind_mirror(&self, span: Span) -> Result<(), Error> {
+        self.told(self.vm.bind_mirror(span))
+    }
+
+    /// Makes a hole of `span`: a lane that touches it stops with `NotBound`.
+    ///
+    /// # Errors
+    ///
+    /// `Bind` where the device has pages of the process mapped (`EBUSY`).
+    pub fn unbind(&self, span: Span) -> Result<(), Error> {
+        self.told(self.vm.unbind(span))
+    }
+
+    fn told(&self, done: Result<(), BindError>) -> Result<(), Error> {
+        let device = self.node.number;
+        done.map_err(|error| Error::Bind { device, error })
     }
 
     /// What it did so far.

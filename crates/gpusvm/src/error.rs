@@ -1,6 +1,6 @@
 //! What was refused, and why.
 
-use crate::driver::VmError;
+use crate::driver::{BindError, ObjectError, VmError};
 use gpusvm_device::FaultError;
 use gpusvm_mm::MmError;
 use gpusvm_mm_linux::{AdoptError, StartError};
@@ -42,6 +42,22 @@ pub enum Error {
     VmClosed {
         /// The number of the device.
         device: usize,
+    },
+    /// Something could not be bound in a device address space, or unbound.
+    #[error("device {device}: {error}")]
+    Bind {
+        /// The number of the device.
+        device: usize,
+        /// Why not.
+        error: BindError,
+    },
+    /// There is no object, or nothing of it can be read or written.
+    #[error("device {device}: {error}")]
+    Object {
+        /// The number of the device.
+        device: usize,
+        /// Why not.
+        error: ObjectError,
     },
     /// No memory of no elements.
     #[error("a slice of no elements has no address to share")]
@@ -95,6 +111,8 @@ impl Error {
             Self::Rebind { error, .. } => error.errno(),
             Self::ZeroSized => 22,      // EINVAL
             Self::VmClosed { .. } => 2, // ENOENT
+            Self::Bind { error, .. } => error.errno(),
+            Self::Object { error, .. } => error.errno(),
             Self::Mm(error)
             | Self::Vm(VmError::Mm(error))
             | Self::CreateVm {

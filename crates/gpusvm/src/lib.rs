@@ -50,6 +50,7 @@
 mod svm; // the engine, built and taken down
 mod node; // a device of it
 mod device_vm; // an address space of one
+mod object; // memory of one
 mod slice; // memory to share
 mod launch; // kernels on it
 mod stats; // what happened
@@ -66,6 +67,7 @@ pub use gpusvm_softgpu::{
 };
 pub use gpusvm_types::{ByteSize, Span, VirtAddr};
 pub use launch::{Launch, Resident};
+pub use object::Object;
 pub use slice::SvmSlice;
 pub use stats::Stats;
 pub use svm::{Adopted, Builder, Svm};

@@ -131,6 +131,7 @@ impl Node {
         stats.to_peer.add(region.to_peer);
         stats.vram_bytes += region.total.bytes().get();
         stats.vram_used_bytes += region.used.bytes().get();
+        stats.vram_object_bytes += region.object_pages.bytes().get();
         stats.vram_lost_bytes += region.lost.bytes().get();
     }
 }

@@ -42,6 +42,8 @@ pub struct Stats {
     pub vram_used_bytes: u64,
     /// Of that, what could not be cleared when it was given back, and is not used again.
     pub vram_lost_bytes: u64,
+    /// Of what is in use, what objects take.
+    pub vram_object_bytes: u64,
     /// Pages of the process that live on devices now.
     pub pages_on_devices: u64,
 }

@@ -2,7 +2,7 @@
 
 use crate::driver::{Devices, MigrateOnTouch, Policy, Times, VmTotals};
 use crate::node::Node;
-use crate::{DeviceVm, Error, Launch, Resident, Stats, SvmSlice};
+use crate::{DeviceVm, Error, Launch, Object, Resident, Stats, SvmSlice};
 use gpusvm_mm::ArmToken;
 use gpusvm_mm_linux::{Allocation, Capabilities, Options, Plain, Process, Rung};
 use gpusvm_softgpu::{Grid, Lane, LaneError, SoftGpu};
@@ -252,6 +252,19 @@ impl Svm {
     pub fn create_vm(&self, device: usize) -> Result<DeviceVm, Error> {
         let node = self.nodes.get(device).ok_or(Error::NoDevice)?;
         DeviceVm::create(&self.process, node)
+    }
+
+    /// Memory of a device that is nobody's RAM: `len` bytes, rounded up to pages, all zero. Pages of the
+    /// process make room for it; nothing ever evicts it. It is seen where it is
+    /// [bound](DeviceVm::bind_object).
+    ///
+    /// # Errors
+    ///
+    /// `NoDevice` when there is none with this number; `Object`: no bytes (`EINVAL`), no room (`ENOSPC`), a
+    /// device that was taken out of use (`ENODEV`).
+    pub fn create_object(&self, device: usize, len: ByteSize) -> Result<Object, Error> {
+        let created = self.node(device)?.region.create_object(len);
+        Object::new(device, created)
     }
 
     /// Takes a device out of use: everything comes home, and it takes no launches. Launches that run on

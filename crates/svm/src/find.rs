@@ -31,8 +31,8 @@ struct Listening {
 }
 
 impl<M: AddressSpace> GpuSvm<M> {
-    /// The range that holds `at`; a new one, as large as fits, if there is none. It may be gone again
-    /// already: see [`Range::is_gone`].
+    /// The range that holds `at`; a new one, as large as fits into `within`, if there is none. It may be
+    /// gone again already: see [`Range::is_gone`].
     ///
     /// # Errors
     ///
@@ -42,6 +42,7 @@ impl<M: AddressSpace> GpuSvm<M> {
         &self,
         at: VirtAddr,
         ctx: &FaultCtx,
+        within: Span,
     ) -> Result<Arc<Range<M>>, FindError> {
         // It listens before it looks: a mapping that goes after the look is heard of.
         let known = self.listen(at);
@@ -57,7 +58,18 @@ impl<M: AddressSpace> GpuSvm<M> {
         let can_migrate = ctx.devmem_possible
             && vma.kind == VmaKind::PrivateAnonymous
             && matches!(mirror, Mirror::Mapping(_));
-        self.insert(at, (vma, mirror), can_migrate, listening)
+        let no_chunk = FindError::NoChunk {
+            at,
+            mapping: vma.span,
+        };
+        let bounds = vma
+            .span
+            .intersection(mirror.span())
+            .and_then(|bounds| bounds.intersection(within))
+            .and_then(|bounds| bounds.intersection(listening.notifier.window()));
+        let bounds = bounds.ok_or(no_chunk)?;
+        let range = self.insert(at, bounds, can_migrate, listening)?;
+        range.ok_or(no_chunk)
     }
 
     /// The mapping that holds `at`, if it allows what is wanted.
@@ -96,31 +108,26 @@ impl<M: AddressSpace> GpuSvm<M> {
         })
     }
 
+    /// A new range in `bounds`, unless somebody was faster. `None` when no chunk fits.
     fn insert(
         &self,
         at: VirtAddr,
-        (vma, mirror): (Vma, Mirror),
+        bounds: Span,
         can_migrate: bool,
         listening: Listening,
-    ) -> Result<Arc<Range<M>>, FindError> {
+    ) -> Result<Option<Arc<Range<M>>>, FindError> {
         let Listening { notifier, unmaps } = listening;
-        let no_chunk = FindError::NoChunk {
-            at,
-            mapping: vma.span,
-        };
-        let bounds = vma.span.intersection(notifier.window());
-        let bounds = bounds
-            .and_then(|bounds| bounds.intersection(mirror.span()))
-            .ok_or(no_chunk)?;
         let mut tree = self.core.tree.lock();
         if tree.closed {
             return Err(FindError::Closed);
         }
         if let Some(range) = tree.overlapping(Span::page_of(at)).next() {
-            return Ok(Arc::clone(range));
+            return Ok(Some(Arc::clone(range)));
         }
         let free = |chunk| tree.overlapping(chunk).next().is_none();
-        let chunk = chunk::choose(at, bounds, &self.config.chunk_sizes, free).ok_or(no_chunk)?;
+        let Some(chunk) = chunk::choose(at, bounds, &self.config.chunk_sizes, free) else {
+            return Ok(None);
+        };
         let range = Arc::new(Range::new(
             chunk,
             notifier,
@@ -133,7 +140,7 @@ impl<M: AddressSpace> GpuSvm<M> {
             // A mapping went meanwhile, perhaps this one: nobody would tell the range any more.
             range.set_removed();
         }
-        Ok(range)
+        Ok(Some(range))
     }
 
     /// Lets pages leave the range: before any of them does, its memory must be watched. `false` when

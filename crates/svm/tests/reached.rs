@@ -219,7 +219,10 @@ impl World {
 
     fn range(&self) -> Arc<Range<Process>> {
         let at = self.data.span().start();
-        let range = self.svm.range_find_or_insert(at, &self.ctx()).unwrap();
+        let range = self
+            .svm
+            .range_find_or_insert(at, &self.ctx(), Span::block_of(at))
+            .unwrap();
         assert_eq!(range.span().page_count().get(), PAGES);
         let armed = self.svm.range_arm(&range, &range.serve());
         assert!(armed.unwrap());

@@ -94,6 +94,8 @@ pub struct VmStats {
     pub not_migrated: u64,
     /// How long faults took to serve.
     pub fault_time: Times,
+    /// Faults in an object whose binding was lost, and made again.
+    pub rebound: u64,
     /// Ranges that it has now.
     pub ranges_live: u64,
 }
@@ -149,6 +151,7 @@ impl VmStats {
         self.last_resorts += other.last_resorts;
         self.slips += other.slips;
         self.not_migrated += other.not_migrated;
+        self.rebound += other.rebound;
         self.ranges_live += other.ranges_live;
     }
 }
@@ -171,6 +174,10 @@ pub struct RegionStats {
     pub used: PageCount,
     /// How much of it was lost, because it could not be cleared.
     pub lost: PageCount,
+    /// Objects that live in it.
+    pub objects: u64,
+    /// How much of it they take.
+    pub object_pages: PageCount,
 }
 
 /// The counters of one device address space.
@@ -184,6 +191,7 @@ pub(crate) struct Counters {
     pub(crate) last_resorts: AtomicU64,
     pub(crate) slips: AtomicU64,
     pub(crate) not_migrated: AtomicU64,
+    pub(crate) rebound: AtomicU64,
     fault_time: Mutex<Histogram<u64>>,
 }
 
@@ -194,6 +202,8 @@ pub(crate) struct Traffic {
     pub(crate) to_ram: Direction,
     pub(crate) to_peer: Direction,
     pub(crate) evictions: AtomicU64,
+    objects: AtomicU64,
+    object_pages: AtomicU64,
 }
 
 /// One way that bytes move.
@@ -232,7 +242,26 @@ impl Traffic {
             total: vram.total(),
             used: vram.used(),
             lost: vram.lost(),
+            objects: self.objects.load(Ordering::Relaxed),
+            object_pages: self.object_pages(),
         }
+    }
+
+    /// How much of the memory objects take.
+    pub(crate) fn object_pages(&self) -> PageCount {
+        PageCount::new(self.object_pages.load(Ordering::Acquire))
+    }
+
+    /// One more object.
+    pub(crate) fn add_object(&self, pages: PageCount) {
+        self.objects.fetch_add(1, Ordering::Relaxed);
+        self.object_pages.fetch_add(pages.get(), Ordering::AcqRel);
+    }
+
+    /// One less.
+    pub(crate) fn remove_object(&self, pages: PageCount) {
+        self.objects.fetch_sub(1, Ordering::Relaxed);
+        self.object_pages.fetch_sub(pages.get(), Ordering::AcqRel);
     }
 }
 
@@ -247,6 +276,7 @@ impl Counters {
             last_resorts: AtomicU64::new(0),
             slips: AtomicU64::new(0),
             not_migrated: AtomicU64::new(0),
+            rebound: AtomicU64::new(0),
             fault_time: Mutex::new(times()),
         }
     }
@@ -266,6 +296,7 @@ impl Counters {
             last_resorts: get(&self.last_resorts),
             slips: get(&self.slips),
             not_migrated: get(&self.not_migrated),
+            rebound: get(&self.rebound),
             fault_time: Times::of(&self.fault_time.lock()),
             ranges_live: u64::try_from(ranges).unwrap_or(u64::MAX),
         }

@@ -104,10 +104,15 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     let closed = FaultError::Closed { at: request.at };
     // Before everything that others wait for: nobody is to wait for who waits for a fork.
     let _no_fork = vm.svm().mm().no_fork().ok_or(closed)?;
-    let _working = vm.enter().ok_or(closed)?;
+    let working = vm.enter().ok_or(closed)?;
+    // Memory of the device's own has no ranges, and goes nowhere.
+    let Some(within) = vm.find_mirror(&working, (request.at, request.access))? else {
+        return Ok(Pass::Bound);
+    };
     vm.svm().collect_garbage();
     let mut ctx = context(vm, request);
-    let range = match vm.svm().range_find_or_insert(request.at, &ctx) {
+    let found = vm.svm().range_find_or_insert(request.at, &ctx, within);
+    let range = match found {
         Ok(range) => range,
         Err(error) => return refused(request, error),
     };

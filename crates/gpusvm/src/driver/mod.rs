@@ -13,6 +13,9 @@
 //!
 //!   devices    all of one address space, and who reaches whom
 //!   region     a device's memory in it
+//!   bind       what an address space has where: the mirror, objects, holes
+//!   gpuva      the map of that
+//!   object     memory of the device that is nobody's RAM
 //!   running    what keeps the number of an address space
 //!   revisit    what is mapped in place gets a second look
 //!   resident   launches that declare what they touch
@@ -55,6 +58,9 @@ pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
 pub(crate) mod prefetch; // wanted before they are touched
 pub(crate) mod vm; // one device address space
+pub(crate) mod bind; // what is bound in it
+pub(crate) mod gpuva; // where
+pub(crate) mod object; // memory of the device's own
 pub(crate) mod running; // what keeps its number
 pub(crate) mod region; // device memory in an address space
 pub(crate) mod devices; // all of them
@@ -64,10 +70,12 @@ pub(crate) mod residents; // what lives there
 pub(crate) mod devmem; // one allocation of it
 pub(crate) mod counters; // what happened
 
+pub use bind::BindError;
 pub use counters::{Moved, RegionStats, Times, VmStats, VmTotals};
 pub use devices::Devices;
 pub use evict::MAX_TRIES;
 pub use fault::{MAX_PASSES, MAX_PASSES_IN_PLACE};
+pub use object::{Object, ObjectError};
 pub use policy::{FaultInfo, MigrateOnTouch, Plan, Policy};
 pub use region::VramRegion;
 pub use resident::{Declared, Lease, MAX_SLIPS};

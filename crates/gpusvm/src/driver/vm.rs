@@ -3,10 +3,13 @@
 //! # Locking
 //!
 //! Whoever works on the address space holds `working` to read, as long as one pass over a fault takes.
-//! Closing it holds it to write, after it was announced: so nothing is mapped behind its back.
+//! Closing it holds it to write, after it was announced: so nothing is mapped behind its back. Binding and
+//! unbinding hold it to write too: see [`bind`](crate::driver::bind).
 
 use crate::driver::counters::{Counters, VmStats, VmTotals};
 use crate::driver::fault::{self, Request};
+use crate::driver::gpuva::Gpuvas;
+use crate::driver::object::Object;
 use crate::driver::policy::Policy;
 use crate::driver::region::VramRegion;
 use crate::driver::revisit::Revisits;
@@ -18,7 +21,7 @@ use gpusvm_mm::{AddressSpace, Home, MmError, Time};
 use gpusvm_pagemap::{Cause, PagemapAddr};
 use gpusvm_svm::{Config, GpuSvm, PageRun, Permission, Quiesced, SvmOps};
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
-use gpusvm_sync::{Arc, RwLock, RwLockReadGuard};
+use gpusvm_sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use gpusvm_types::{BLOCK_SIZE, PAGE_SIZE, Span, VirtAddr};
 
 /// One address space of one device, which mirrors a process. Dropping it closes it.
@@ -30,6 +33,8 @@ pub struct Vm<M: AddressSpace> {
     pub(crate) counters: Counters,
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) revisits: Revisits<M>,
+    /// What is bound where.
+    pub(crate) vmas: Gpuvas<Object<M>>,
     closed: AtomicBool,
     /// Its number, until it is closed.
     working: RwLock<Option<Running>>,
@@ -79,6 +84,7 @@ impl<M: AddressSpace> Vm<M> {
             counters: Counters::new(),
             policy,
             revisits: Revisits::new(),
+            vmas: Gpuvas::new(),
             closed: AtomicBool::new(false),
             working: RwLock::new(Some(running)),
         });
@@ -167,6 +173,7 @@ impl<M: AddressSpace> Vm<M> {
         let running = working.take();
         if running.is_some() {
             self.svm.close();
+            self.take_away(&self.vmas.clear());
         }
         running
     }
@@ -191,6 +198,13 @@ impl<M: AddressSpace> Vm<M> {
         let working = self.working.read();
         let open = working.is_some() && !self.is_closed();
         open.then_some(Working(working))
+    }
+
+    /// To change what is bound: nobody works on it. `None` when it is closed, or about to be.
+    pub(crate) fn exclude(&self) -> Option<RwLockWriteGuard<'_, Option<Running>>> {
+        let working = self.working.write();
+        let open = working.is_some() && !self.is_closed();
+        open.then_some(working)
     }
 
     pub(crate) fn device(&self) -> &dyn Device {

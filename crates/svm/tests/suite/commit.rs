@@ -1,7 +1,7 @@
 //! What was prepared is mapped if it is still true, and not at all otherwise.
 
 use crate::gpu::{Done, NoRoom};
-use crate::lab::{GPU, Lab, READ, WRITE, part};
+use crate::lab::{GPU, Lab, READ, WRITE, everywhere, part};
 use gpusvm_mm::Reason;
 use gpusvm_mm_sim::{Backing, Prot};
 use gpusvm_pagemap::{Cause, PagemapAddr};
@@ -149,7 +149,10 @@ fn what_cannot_migrate_is_mapped_in_place() {
         ..WRITE
     };
     let span = lab.some(Prot::ReadWrite, Backing::Mirrored);
-    let range = lab.svm.range_find_or_insert(span.start(), &ctx).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), &ctx, everywhere())
+        .unwrap();
     assert!(!range.can_migrate(), "nobody asked for it");
     lab.assert_ends();
 }
@@ -159,7 +162,10 @@ fn what_cannot_migrate_is_mapped_in_place() {
 fn a_mapping_allows_what_its_memory_allows() {
     let lab = Lab::new(&[0]);
     let span = lab.some(Prot::Read, Backing::Mirrored);
-    let range = lab.svm.range_find_or_insert(span.start(), &READ).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), &READ, everywhere())
+        .unwrap();
     let prepared = lab.get_pages(&range, &READ).unwrap();
     assert!(lab.commit(&range, prepared));
     assert!(!range.pages(GPU).allow(Permission::Write));

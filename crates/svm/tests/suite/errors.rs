@@ -1,6 +1,6 @@
 //! The error table, row by row: why there is no range, and why it cannot be watched.
 
-use crate::lab::{Lab, RANGE, READ, WRITE, part};
+use crate::lab::{Lab, RANGE, READ, WRITE, everywhere, part};
 use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_mm_sim::{Backing, Prot, Step};
 use gpusvm_svm::{FaultCtx, FindError};
@@ -11,7 +11,10 @@ use gpusvm_types::{Span, VirtAddr};
 fn refused(lab: &Lab, at: VirtAddr, ctx: &FaultCtx, errno: i32) -> FindError {
     let around = Span::page_of(at);
     let (state, notifiers) = (lab.state(around), lab.sim.notifiers().count());
-    let error = lab.svm.range_find_or_insert(at, ctx).unwrap_err();
+    let error = lab
+        .svm
+        .range_find_or_insert(at, ctx, everywhere())
+        .unwrap_err();
     assert_eq!(error.errno(), errno, "{error}");
     assert_eq!(lab.state(around), state, "after {error}");
     assert_eq!(lab.sim.notifiers().count(), notifiers, "after {error}");
@@ -64,7 +67,9 @@ fn find_for_a_write_to_read_only_memory_is_eperm() {
         let error = refused(&lab, at, &WRITE, 1);
         assert_eq!(error, FindError::ReadOnly { at, mapping });
         // Also when its range is there already.
-        lab.svm.range_find_or_insert(at, &READ).unwrap();
+        lab.svm
+            .range_find_or_insert(at, &READ, everywhere())
+            .unwrap();
         let error = refused(&lab, at, &WRITE, 1);
         assert_eq!(error, FindError::ReadOnly { at, mapping });
     }
@@ -118,7 +123,10 @@ fn find_is_efault_when_the_mirror_is_closed() {
 fn arm_of_what_is_no_longer_mirrored_is_ebusy() {
     let lab = Lab::new(&[0]);
     let span = lab.some(Prot::ReadWrite, Backing::Mirrored);
-    let range = lab.svm.range_find_or_insert(span.start(), &WRITE).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), &WRITE, everywhere())
+        .unwrap();
     lab.sim.unadopt(span).unwrap();
     let state = lab.state(span);
     let error = lab.svm.range_arm(&range, &range.serve()).unwrap_err();
@@ -137,7 +145,10 @@ fn arm_of_what_is_no_longer_mirrored_is_ebusy() {
 fn arm_is_efault_when_the_address_space_is_gone() {
     let lab = Lab::new(&[0]);
     let span = lab.block();
-    let range = lab.svm.range_find_or_insert(span.start(), &WRITE).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), &WRITE, everywhere())
+        .unwrap();
     lab.sim.exit();
     let state = lab.state(span);
     let error = lab.svm.range_arm(&range, &range.serve()).unwrap_err();
@@ -151,7 +162,10 @@ fn arm_is_efault_when_the_address_space_is_gone() {
 fn arm_tells_what_the_system_refused() {
     let lab = Lab::new(&[0]);
     let span = part(lab.block(), 0, RANGE);
-    let range = lab.svm.range_find_or_insert(span.start(), &WRITE).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), &WRITE, everywhere())
+        .unwrap();
     let state = lab.state(span);
     lab.sim.injector().fail_step_nth(Step::Arm, 1);
     let error = lab.svm.range_arm(&range, &range.serve()).unwrap_err();
@@ -172,9 +186,32 @@ fn arm_tells_what_the_system_refused() {
 fn arm_of_a_removed_range_leaves_nothing_armed() {
     let lab = Lab::new(&[0]);
     let span = part(lab.block(), 0, RANGE);
-    let range = lab.svm.range_find_or_insert(span.start(), &WRITE).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), &WRITE, everywhere())
+        .unwrap();
     assert!(lab.svm.range_remove(&range));
     assert_eq!(lab.svm.range_arm(&range, &range.serve()), Ok(false));
     assert!(!lab.is_watched(span));
     lab.assert_ends();
+}
+
+/// A driver bounds the range by what its address space has there.
+#[test]
+fn a_range_lies_inside_what_it_is_given() {
+    let lab = Lab::new(&[0]);
+    let span = lab.some(Prot::ReadWrite, Backing::Mirrored);
+    let page = Span::page_of(span.start());
+    let range = lab.svm.range_find_or_insert(page.start(), &WRITE, page);
+    assert_eq!(range.unwrap().span(), page);
+    // The next one fits beside it, and does not reach out of what it is given either.
+    let [_, rest] = span.without(page);
+    let at = rest.unwrap().start();
+    let range = lab.svm.range_find_or_insert(at, &WRITE, rest.unwrap());
+    let range = range.unwrap();
+    assert!(rest.unwrap().covers(range.span()), "{}", range.span());
+    let elsewhere = Span::page_of(span.end());
+    let at = part(span, RANGE - 1, 1).start();
+    let refused = lab.svm.range_find_or_insert(at, &WRITE, elsewhere);
+    assert!(matches!(refused, Err(FindError::NoChunk { .. })));
 }

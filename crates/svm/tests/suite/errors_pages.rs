@@ -1,6 +1,6 @@
 //! The error table, row by row: why the pages of a range cannot be mapped, or brought home.
 
-use crate::lab::{Lab, RANGE, READ, WRITE, part};
+use crate::lab::{Lab, RANGE, READ, WRITE, everywhere, part};
 use gpusvm_mm::{AddressSpace, Block, Home, MmError};
 use gpusvm_mm_sim::{Backing, Prot};
 use gpusvm_svm::{FaultCtx, GetPagesError, Range};
@@ -46,7 +46,10 @@ fn refused_within(
 fn get_pages_for_a_write_to_read_only_memory_is_eperm() {
     let lab = Lab::new(&[0]);
     let span = lab.some(Prot::Read, Backing::Mirrored);
-    let range = lab.svm.range_find_or_insert(span.start(), &READ).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), &READ, everywhere())
+        .unwrap();
     let error = refused(&lab, &range, &WRITE, 1);
     assert_eq!(error, GetPagesError::ReadOnly { span });
     lab.assert_ends();

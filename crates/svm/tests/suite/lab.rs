@@ -32,6 +32,11 @@ pub(crate) const READ: FaultCtx = FaultCtx {
     ..WRITE
 };
 
+/// Nothing bounds a range but the process.
+pub(crate) fn everywhere() -> Span {
+    Span::new(VirtAddr::new(0), VirtAddr::new(1 << 60)).unwrap()
+}
+
 #[derive(Debug)]
 pub(crate) struct Lab {
     pub(crate) sim: Arc<Sim>,
@@ -129,7 +134,10 @@ impl Lab {
 
     /// The range that holds `at`, for writing, watched.
     pub(crate) fn range(&self, at: VirtAddr) -> Arc<Range<Sim>> {
-        let range = self.svm.range_find_or_insert(at, &WRITE).unwrap();
+        let range = self
+            .svm
+            .range_find_or_insert(at, &WRITE, everywhere())
+            .unwrap();
         assert_eq!(self.svm.range_arm(&range, &range.serve()), Ok(true));
         range
     }

@@ -2,7 +2,7 @@
 //! number of its lesson, and fails when the mistake is made here. Here: what a device reaches.
 
 use crate::gpu::Done;
-use crate::lab::{GPU, Lab, RANGE, READ, WRITE, part};
+use crate::lab::{GPU, Lab, RANGE, READ, WRITE, everywhere, part};
 use gpusvm_mm::{AddressSpace, Home, Reason};
 use gpusvm_mm_sim::{Backing, Prot};
 use gpusvm_pagemap::{PagemapAddr, Peer};
@@ -200,12 +200,17 @@ fn lesson_24_no_write_to_read_only_memory() {
     lab.sim.mprotect(span, Prot::Read);
     assert!(!range.is_mapped());
     assert!(!lab.commit(&range, prepared), "it was for writing");
-    let error = lab.svm.range_find_or_insert(span.start(), &WRITE);
+    let error = lab
+        .svm
+        .range_find_or_insert(span.start(), &WRITE, everywhere());
     assert_eq!(error.unwrap_err().errno(), 1);
     let error = lab.get_pages(&range, &WRITE).unwrap_err();
     assert_eq!(error, GetPagesError::ReadOnly { span });
 
-    let range = lab.svm.range_find_or_insert(span.start(), &READ).unwrap();
+    let range = lab
+        .svm
+        .range_find_or_insert(span.start(), &READ, everywhere())
+        .unwrap();
     let prepared = lab.get_pages(&range, &READ).unwrap();
     let is_read = |run: &gpusvm_svm::PageRun| run.permission == Permission::Read;
     assert!(prepared.runs().iter().all(is_read));

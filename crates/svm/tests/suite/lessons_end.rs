@@ -1,7 +1,7 @@
 //! Mistakes that others made in this layer: what comes after the end, and what is counted.
 
 use crate::gpu::Done;
-use crate::lab::{Lab, RANGE, WRITE, part};
+use crate::lab::{Lab, RANGE, WRITE, everywhere, part};
 use gpusvm_mm::{AddressSpace, Reason};
 use gpusvm_mm_sim::{Backing, Options, Prot, Sim};
 use gpusvm_svm::{FindError, Range};
@@ -34,7 +34,9 @@ fn lesson_23_nothing_happens_after_close() {
 
     assert_eq!(lab.svm.collect_garbage(), 0);
     assert!(!lab.commit(&waiting, prepared));
-    let error = lab.svm.range_find_or_insert(block.start(), &WRITE);
+    let error = lab
+        .svm
+        .range_find_or_insert(block.start(), &WRITE, everywhere());
     assert_eq!(error.unwrap_err(), FindError::Closed);
     lab.invalidate(block, Reason::Unmap);
     for range in [&mapped, &unmapped, &waiting] {
@@ -69,7 +71,7 @@ fn lesson_23_also_when_others_are_in_the_middle() {
         let other = Arc::clone(&lab);
         let inserts = move || {
             let at = part(block, 5 * RANGE, 1).start();
-            if let Ok(range) = other.svm.range_find_or_insert(at, &WRITE)
+            if let Ok(range) = other.svm.range_find_or_insert(at, &WRITE, everywhere())
                 && other.svm.range_arm(&range, &range.serve()).unwrap()
             {
                 other.map(&range);

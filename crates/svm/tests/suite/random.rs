@@ -1,6 +1,6 @@
 //! Any order of anything: after each step everything is as it must be, and at the end every byte is.
 
-use crate::lab::{Lab, READ, WRITE, part};
+use crate::lab::{Lab, READ, WRITE, everywhere, part};
 use gpusvm_mm::{AddressSpace, Reason};
 use gpusvm_mm_sim::{Backing, Options, Prot};
 use gpusvm_svm::{FaultCtx, GetPagesError};
@@ -15,7 +15,7 @@ pub(crate) const PLAYGROUND: u64 = 96;
 /// One pass over a fault, as a driver makes it. Whether the device can go on.
 pub(crate) fn fault(lab: &Lab, at: VirtAddr, ctx: &FaultCtx, to: Option<usize>) -> bool {
     lab.svm.collect_garbage();
-    let Ok(range) = lab.svm.range_find_or_insert(at, ctx) else {
+    let Ok(range) = lab.svm.range_find_or_insert(at, ctx, everywhere()) else {
         return false;
     };
     let serving = range.serve();

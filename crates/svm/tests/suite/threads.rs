@@ -1,6 +1,6 @@
 //! Many at once: the seed says who goes on at every step.
 
-use crate::lab::{Lab, RANGE, WRITE, part};
+use crate::lab::{Lab, RANGE, WRITE, everywhere, part};
 use crate::random::{PLAYGROUND, assert_covered, fault};
 use gpusvm_mm::{AddressSpace, IntervalNotifier, Invalidation, Reason, Subscriber};
 use gpusvm_mm_sim::{Backing, Options, Prot, Sim};
@@ -42,7 +42,10 @@ fn faults_of_one_address_share_a_range() {
             // The same page, or another of the same chunk.
             let at = part(block, [3, 3, 0, 15][i], 1).start();
             Box::new(move || {
-                let range = lab.svm.range_find_or_insert(at, &WRITE).unwrap();
+                let range = lab
+                    .svm
+                    .range_find_or_insert(at, &WRITE, everywhere())
+                    .unwrap();
                 found.lock().unwrap().push(range);
             }) as Body
         });
@@ -69,7 +72,9 @@ fn a_range_is_served_by_one_at_a_time() {
         let threads = (0..3).map(|_| {
             let lab = Arc::clone(&lab);
             Box::new(move || {
-                let range = lab.svm.range_find_or_insert(block.start(), &WRITE);
+                let range = lab
+                    .svm
+                    .range_find_or_insert(block.start(), &WRITE, everywhere());
                 let range = range.unwrap();
                 let serving = range.serve();
                 if !range.is_mapped() {
@@ -98,7 +103,7 @@ fn a_range_does_not_outlive_a_mapping_that_went_meanwhile() {
         let neighbour = lab.mapped_range(part(block, RANGE, RANGE)).span();
         let (device, program, other) = (Arc::clone(&lab), Arc::clone(&lab), Arc::clone(&lab));
         let faults = move || {
-            let _ = device.svm.range_find_or_insert(at, &WRITE);
+            let _ = device.svm.range_find_or_insert(at, &WRITE, everywhere());
         };
         let unmaps = move || program.sim.munmap(part(block, 8, 8));
         let invalidates = move || other.invalidate(neighbour, Reason::Protect);

@@ -1,7 +1,7 @@
 //! Memory under a range goes away: all of it, or a part.
 
 use crate::gpu::Done;
-use crate::lab::{Lab, RANGE, WRITE, part};
+use crate::lab::{Lab, RANGE, WRITE, everywhere, part};
 use gpusvm_mm::Home;
 use gpusvm_mm_sim::{Backing, Options, Prot};
 use gpusvm_types::ByteSize;
@@ -120,7 +120,10 @@ fn memory_that_replaces_other_gets_a_range_of_its_own() {
         lab.fill(span);
         assert!(range.is_unmapped());
         // Until it is collected, its place is taken, and nothing can be mapped by it.
-        let found = lab.svm.range_find_or_insert(span.start(), &WRITE).unwrap();
+        let found = lab
+            .svm
+            .range_find_or_insert(span.start(), &WRITE, everywhere())
+            .unwrap();
         assert!(found.is_gone());
         if let Ok(prepared) = lab.get_pages(&found, &WRITE) {
             assert!(!lab.commit(&found, prepared));
