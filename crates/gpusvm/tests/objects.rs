@@ -11,10 +11,11 @@ mod common;
 use common::{Stop, add_one, built, engine, engine_with, two_devices, within};
 use gpusvm::driver::{BindError, ObjectError};
 use gpusvm::{
-    ByteSize, DeviceVm, Error, FaultError, FaultMode, Grid, LaneError, LaunchError, MigrateOnTouch,
-    Resident, SoftGpu, Span, Svm, SvmPtr,
+    ByteSize, DeviceVm, Error, FaultError, FaultMode, Grid, LaneError, Launch, LaunchError,
+    MigrateOnTouch, Resident, SoftGpu, Span, Svm, SvmPtr,
 };
 use gpusvm_types::{BLOCK_SIZE, PAGE_SIZE, PageCount};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -274,8 +275,8 @@ fn an_object_that_is_bound_to_be_read_is_not_written() {
         matches!(refused, Err(FaultError::NotPermitted { .. })),
         "{refused:?}"
     );
-    let sum = std::sync::Arc::new(AtomicU64::new(0));
-    let found = std::sync::Arc::clone(&sum);
+    let sum = Arc::new(AtomicU64::new(0));
+    let found = Arc::clone(&sum);
     // SAFETY: it reads.
     let launch = unsafe {
         vm.launch(Grid::new(512), move |lane| {
@@ -401,7 +402,36 @@ fn an_object_lives_as_long_as_it_is_bound() {
     assert_eq!(refused.errno(), 2, "ENOENT");
 }
 
-/// Threads bind, unbind and touch, while lanes work on all of it.
+/// Adds to the pages of one block until it is told to stop. Counts rounds, and additions in a hole.
+fn add_until(
+    vm: &DeviceVm,
+    p: SvmPtr<u64>,
+    stop: &Stop,
+    [rounds, failed]: [&Arc<AtomicU64>; 2],
+) -> Launch {
+    let (stop, rounds, failed) = (stop.clone(), Arc::clone(rounds), Arc::clone(failed));
+    // SAFETY: by atomics on both sides; the numbers outlive the launch.
+    let launch = unsafe {
+        vm.launch(Grid::new(1), move |lane| {
+            while !stop.is_set() {
+                for i in (0..WORDS).step_by(512) {
+                    match lane.atomic_add(p.add(i), 1u64) {
+                        Ok(_) => {}
+                        Err(LaneError::Fault(FaultError::NotBound { .. })) => {
+                            failed.fetch_add(1, Ordering::AcqRel);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                rounds.fetch_add(1, Ordering::AcqRel);
+            }
+            Ok(())
+        })
+    };
+    launch.unwrap()
+}
+
+/// Objects and holes come and go, while lanes work there and beside them.
 #[test]
 fn binding_under_load() {
     const ROUNDS: usize = 60;
@@ -411,45 +441,17 @@ fn binding_under_load() {
         let numbers = svm.alloc_slice::<u64>(3 * WORDS).unwrap();
         let (p, span) = (numbers.device_ptr(), numbers.span());
         let stop = Stop::default();
-        let [done, failed] = [(); 2].map(|()| std::sync::Arc::new(AtomicU64::new(0)));
-        // One unit works where nobody binds, and one where somebody does.
-        let launches = [0, 1].map(|part| {
-            let (stop, done, failed) = (stop.clone(), done.clone(), failed.clone());
-            // SAFETY: by atomics on both sides; the numbers outlive the launch.
-            let launch = unsafe {
-                vm.launch(Grid::new(1), move |lane| {
-                    while !stop.is_set() {
-                        for i in (0..WORDS).step_by(512) {
-                            let at = match part {
-                                0 => p.add(i),
-                                _ => p.add(WORDS + i),
-                            };
-                            match lane.atomic_add(at, 1u64) {
-                                Ok(_) => {}
-                                Err(LaneError::Fault(FaultError::NotBound { .. })) if part == 1 => {
-                                    failed.fetch_add(1, Ordering::AcqRel);
-                                }
-                                Err(error) => return Err(error),
-                            }
-                        }
-                        if part == 0 {
-                            done.fetch_add(1, Ordering::AcqRel);
-                        }
-                    }
-                    Ok(())
-                })
-            };
-            launch.unwrap()
-        });
+        let [done, rounds, failed, never] = [(); 4].map(|()| Arc::new(AtomicU64::new(0)));
+        let launches = [
+            add_until(vm, p, &stop, [&done, &never]),
+            add_until(vm, p.add(WORDS), &stop, [&rounds, &failed]),
+        ];
         let here = block(span, 1);
         let mut objects = 0;
         for round in 0..ROUNDS {
             let object = svm.create_object(0, ByteSize::mib(2)).unwrap();
             // Until it is home for a moment: the device wants it back at once.
             loop {
-                numbers[WORDS..2 * WORDS].iter().step_by(512).for_each(|x| {
-                    std::hint::black_box(x);
-                });
                 svm.touch(numbers[WORDS..].as_ptr(), ByteSize::mib(2))
                     .unwrap();
                 match vm.bind_object(here, &object, ByteSize::ZERO) {
@@ -474,6 +476,7 @@ fn binding_under_load() {
         for launch in launches {
             launch.wait().unwrap();
         }
+        assert_eq!(never.load(Ordering::Acquire), 0, "beside it");
         assert!(objects > 0 && failed.load(Ordering::Acquire) > 0);
         let done = done.load(Ordering::Acquire);
         assert!(numbers[..WORDS].iter().step_by(512).all(|x| *x == done));
