@@ -60,6 +60,13 @@ pub enum FaultError {
         /// The address that was touched.
         at: VirtAddr,
     },
+    /// Nothing is bound there in the device address space: it neither mirrors the process nor leads to
+    /// memory of the device.
+    #[error("nothing is bound at {at} in the device address space")]
+    NotBound {
+        /// The address that was touched.
+        at: VirtAddr,
+    },
     /// The mapping forbids it.
     #[error("{access:?} of {at} is not permitted by its mapping")]
     NotPermitted {

@@ -1,6 +1,6 @@
 //! What was refused, and why.
 
-use crate::driver::{PrefetchError, VmError};
+use crate::driver::{BindError, ObjectError, PrefetchError, VmError};
 use gpusvm_device::FaultError;
 use gpusvm_mm::MmError;
 use gpusvm_mm_linux::{AdoptError, StartError};
@@ -29,6 +29,36 @@ pub enum Error {
     /// A device cannot join the process.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// A device takes no further address space.
+    #[error("device {device} takes no further address space: {error}")]
+    CreateVm {
+        /// Its number.
+        device: usize,
+        /// Why.
+        error: VmError,
+    },
+    /// The device address space was closed.
+    #[error("an address space of device {device} that is closed")]
+    VmClosed {
+        /// The number of the device.
+        device: usize,
+    },
+    /// Something could not be bound in a device address space, or unbound.
+    #[error("device {device}: {error}")]
+    Bind {
+        /// The number of the device.
+        device: usize,
+        /// Why not.
+        error: BindError,
+    },
+    /// There is no object, or nothing of it can be read or written.
+    #[error("device {device}: {error}")]
+    Object {
+        /// The number of the device.
+        device: usize,
+        /// Why not.
+        error: ObjectError,
+    },
     /// No memory of no elements.
     #[error("a slice of no elements has no address to share")]
     ZeroSized,
@@ -82,9 +112,17 @@ impl Error {
             Self::NoDevice | Self::Unbound { .. } | Self::SoftGpu(_) => 19, // ENODEV
             Self::Unbind { error, .. } => error.errno(),
             Self::Rebind { error, .. } => error.errno(),
-            Self::ZeroSized => 22, // EINVAL
-            Self::Mm(error) | Self::Vm(VmError::Mm(error)) => error.errno(),
-            Self::Vm(_) => 28, // ENOSPC
+            Self::ZeroSized => 22,      // EINVAL
+            Self::VmClosed { .. } => 2, // ENOENT
+            Self::Bind { error, .. } => error.errno(),
+            Self::Object { error, .. } => error.errno(),
+            Self::Mm(error)
+            | Self::Vm(VmError::Mm(error))
+            | Self::CreateVm {
+                error: VmError::Mm(error),
+                ..
+            } => error.errno(),
+            Self::Vm(_) | Self::CreateVm { .. } => 28, // ENOSPC
             Self::Memory(error) => errno_of(error),
             Self::Prefetch(_) => 61,                   // ENODATA
             Self::Launch(_) | Self::Declared(_) => 14, // EFAULT

@@ -49,6 +49,8 @@
 
 mod svm; // the engine, built and taken down
 mod node; // a device of it
+mod device_vm; // an address space of one
+mod object; // memory of one
 mod slice; // memory to share
 mod launch; // kernels on it
 mod prefetch; // memory where it is wanted
@@ -56,9 +58,10 @@ mod stats; // what happened
 mod error; // what was refused
 pub mod driver; // device faults, end to end
 
+pub use device_vm::DeviceVm;
 pub use driver::{
     FaultInfo, FaultReport, MigrateOnTouch, Moved, Plan, Policy, PrefetchError, PrefetchReason,
-    Prefetched, Served, SizeStats, Times,
+    Prefetched, Served, SizeStats, Times, VmStats,
 };
 pub use error::Error;
 pub use gpusvm_device::{Access, Fabric, FaultError, FaultMode};
@@ -68,6 +71,7 @@ pub use gpusvm_softgpu::{
 };
 pub use gpusvm_types::{ByteSize, Span, VirtAddr};
 pub use launch::{Launch, Resident};
+pub use object::Object;
 pub use prefetch::Prefetch;
 pub use slice::SvmSlice;
 pub use stats::Stats;

@@ -1,6 +1,6 @@
 //! What happened.
 
-use crate::driver::{Moved, SizeStats, Times};
+use crate::driver::{Moved, SizeStats, Times, VmStats};
 
 /// What happened since the engine was built, and how things stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +46,24 @@ pub struct Stats {
     pub vram_used_bytes: u64,
     /// Of that, what could not be cleared when it was given back, and is not used again.
     pub vram_lost_bytes: u64,
+    /// Of what is in use, what objects take.
+    pub vram_object_bytes: u64,
     /// Pages of the process that live on devices now.
     pub pages_on_devices: u64,
+}
+
+impl Stats {
+    /// What all device address spaces did together.
+    pub(crate) fn set_vms(&mut self, vms: VmStats) {
+        self.device_faults = vms.faults;
+        self.coalesced_faults = vms.coalesced;
+        self.stale_passes = vms.stale_passes;
+        self.last_resorts = vms.last_resorts;
+        self.failed_faults = vms.failed;
+        self.not_migrated = vms.not_migrated;
+        self.device_fault_time = vms.fault_time;
+        self.device_faults_by_size = vms.by_size;
+        self.flushes = vms.flushes;
+        self.ranges_live = vms.ranges_live;
+    }
 }

@@ -1,8 +1,8 @@
 //! The engine, built and taken down.
 
-use crate::driver::{Devices, MigrateOnTouch, Policy, Times};
+use crate::driver::{Devices, MigrateOnTouch, Policy, Times, VmTotals};
 use crate::node::Node;
-use crate::{Error, Launch, Resident, Stats, SvmSlice};
+use crate::{DeviceVm, Error, Launch, Object, Resident, Stats, SvmSlice};
 use gpusvm_mm::ArmToken;
 use gpusvm_mm_linux::{Allocation, Capabilities, Options, Plain, Process, Rung};
 use gpusvm_softgpu::{Grid, Lane, LaneError, SoftGpu};
@@ -13,7 +13,9 @@ use gpusvm_types::{ByteSize, Span, VirtAddr};
 #[derive(Debug)]
 pub struct Svm {
     process: Arc<Process>,
-    nodes: Vec<Node>,
+    nodes: Vec<Arc<Node>>,
+    /// The first address space of each device.
+    vms: Vec<DeviceVm>,
     best_rung: Rung,
 }
 
@@ -87,6 +89,7 @@ impl Builder {
         let mut svm = Svm {
             process,
             nodes: Vec::new(),
+            vms: Vec::new(),
             best_rung,
         };
         let policy = self
@@ -95,12 +98,14 @@ impl Builder {
         let devices = Devices::new(&svm.process);
         for gpu in self.gpus {
             // An error drops what was built so far, which takes it down again.
-            let node = Node::new(&devices, gpu, Arc::clone(&policy))?;
+            let node = Node::new(&devices, svm.nodes.len(), gpu, Arc::clone(&policy))?;
             node.region.set_scrub(self.scrub);
             if let Some(window) = self.cpu_fault_window {
                 node.region.pagemap().set_cpu_fault_window(window);
             }
-            svm.nodes.push(node);
+            let node = Arc::new(node);
+            svm.nodes.push(Arc::clone(&node));
+            svm.vms.push(DeviceVm::first(&svm.process, node));
         }
         Ok(svm)
     }
@@ -225,20 +230,41 @@ impl Svm {
     where
         F: Fn(&mut Lane<'_>) -> Result<(), LaneError> + Send + Sync + 'static,
     {
-        let node = self.node(device)?;
-        if !node.region.pagemap().is_bound() {
-            return Err(Error::Unbound { device });
-        }
-        // What the program dropped before must be gone before the device writes there again.
-        self.process.settle_events();
-        let lease = node
-            .vm
-            .make_resident(&resident.declared)
-            .map_err(Error::Declared)?;
         // SAFETY: as the caller promises.
-        let launch = unsafe { node.gpu.launch(node.vm.id(), grid, kernel) }?;
-        launch.on_done(move || drop(lease));
-        Ok(Launch::new(launch))
+        unsafe { self.vm(device)?.launch_resident(grid, resident, kernel) }
+    }
+
+    /// The address space of a device for launches that name none.
+    ///
+    /// # Errors
+    ///
+    /// `NoDevice` when there is none with this number.
+    pub fn vm(&self, device: usize) -> Result<&DeviceVm, Error> {
+        self.vms.get(device).ok_or(Error::NoDevice)
+    }
+
+    /// A further address space of a device, which mirrors this process too. It ends when it is closed or
+    /// dropped, or with the engine.
+    ///
+    /// # Errors
+    ///
+    /// `NoDevice` when there is none with this number, `CreateVm` when it has no room for another.
+    pub fn create_vm(&self, device: usize) -> Result<DeviceVm, Error> {
+        let node = self.nodes.get(device).ok_or(Error::NoDevice)?;
+        DeviceVm::create(&self.process, node)
+    }
+
+    /// Memory of a device that is nobody's RAM: `len` bytes, rounded up to pages, all zero. Pages of the
+    /// process make room for it; nothing ever evicts it. It is seen where it is
+    /// [bound](DeviceVm::bind_object).
+    ///
+    /// # Errors
+    ///
+    /// `NoDevice` when there is none with this number; `Object`: no bytes (`EINVAL`), no room (`ENOSPC`), a
+    /// device that was taken out of use (`ENODEV`).
+    pub fn create_object(&self, device: usize, len: ByteSize) -> Result<Object, Error> {
+        let created = self.node(device)?.region.create_object(len);
+        Object::new(device, created)
     }
 
     /// Takes a device out of use: everything comes home, and it takes no launches. Launches that run on
@@ -267,7 +293,10 @@ impl Svm {
     }
 
     pub(crate) fn node(&self, device: usize) -> Result<&Node, Error> {
-        self.nodes.get(device).ok_or(Error::NoDevice)
+        self.nodes
+            .get(device)
+            .map(|node| &**node)
+            .ok_or(Error::NoDevice)
     }
 
     /// What happened so far.
@@ -280,9 +309,11 @@ impl Svm {
             pages_on_devices: self.process.pages_on_devices().get(),
             ..Stats::default()
         };
+        let mut vms = VmTotals::default();
         for node in &self.nodes {
-            node.add_to(&mut stats);
+            node.add_to(&mut stats, &mut vms);
         }
+        stats.set_vms(vms.stats());
         stats
     }
 
@@ -310,7 +341,7 @@ impl Svm {
         for node in &self.nodes {
             // Everything is home: this waits until device memory is cleared, if it is to be.
             let _ = node.region.unbind();
-            node.vm.close();
+            node.close();
         }
         self.process.stop();
     }

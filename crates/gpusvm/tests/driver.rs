@@ -151,3 +151,49 @@ fn a_closed_address_space_refuses_everything() {
     vm.migrate_to_ram(span).unwrap();
     assert_eq!(world.regions[0].used(), PageCount::ZERO);
 }
+
+/// Whoever loses the entries of an object gets them back by the next fault, and no range.
+#[test]
+fn a_binding_that_was_lost_is_made_again() {
+    within(Duration::from_secs(60), || {
+        let gpus = gpus(1);
+        let world = world_of(&gpus);
+        let (vm, region) = (&world.vms[0], &world.regions[0]);
+        let workers = worker::start(region).unwrap();
+        let bytes = Allocation::<u8>::new(&world.process, BLOCK).unwrap();
+        let span = bytes.span();
+        let object = region.create_object(span.len()).unwrap();
+        vm.bind_object(span, &object, ByteSize::ZERO).unwrap();
+        let p = SvmPtr::<u64>::new(span.start());
+        for round in 0..3 {
+            // SAFETY: only this launch uses it.
+            let launch = unsafe {
+                gpus[0].launch(vm.id(), Grid::new(1), move |lane| {
+                    let old = lane.load(p)?;
+                    assert_eq!(old, round);
+                    lane.store(p, old + 1)
+                })
+            };
+            launch.unwrap().wait().unwrap();
+            let tables = gpus[0].page_tables();
+            tables.zap(vm.id(), span);
+            tables.flush(vm.id(), span);
+        }
+        let stats = vm.stats();
+        assert_eq!((stats.rebound, stats.faults), (2, 2));
+        assert_eq!(stats.ranges_live, 0);
+        // What is fetched beforehand, or declared, is there already.
+        vm.migrate_to_devmem(span, Cause::Prefetch).unwrap();
+        assert_eq!(vm.stats().ranges_live, 0);
+        vm.unbind(span).unwrap();
+        let refused = vm.migrate_to_devmem(span, Cause::Prefetch).unwrap_err();
+        assert!(matches!(refused, MigrateError::NoMapping { .. }));
+        drop(object);
+        assert_eq!(region.stats().objects, 0);
+        assert_eq!(region.used(), PageCount::ZERO);
+        gpus[0].fault_queue().unwrap().close();
+        workers
+            .into_iter()
+            .for_each(|worker| worker.join().unwrap());
+    });
+}

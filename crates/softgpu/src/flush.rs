@@ -103,6 +103,8 @@ pub(crate) struct Units {
     pub(crate) shared: Box<[UnitShared]>,
     /// Whether `membarrier` does the units' part of the ordering.
     pub(crate) asymmetric: bool,
+    /// The process whose threads they are: in a child of fork nothing is in flight, whatever words say.
+    owner: u32,
 }
 
 impl Units {
@@ -112,6 +114,7 @@ impl Units {
         Self {
             shared: (0..count).map(|_| UnitShared::default()).collect(),
             asymmetric,
+            owner: std::process::id(),
         }
     }
 
@@ -136,7 +139,7 @@ impl Units {
         for unit in &self.shared {
             let seen = unit.in_flight.load(Ordering::Acquire);
             if claims(seen, span) {
-                wait_for_change(&unit.in_flight, seen);
+                wait_for_change(&unit.in_flight, seen, self.owner);
             }
         }
     }
@@ -144,7 +147,7 @@ impl Units {
 
 /// An access takes nanoseconds, unless its unit was preempted in the middle of it.
 #[cold]
-fn wait_for_change(word: &AtomicU64, seen: u64) {
+fn wait_for_change(word: &AtomicU64, seen: u64, owner: u32) {
     for turn in 0u32.. {
         if word.load(Ordering::Acquire) != seen {
             return;
@@ -152,6 +155,7 @@ fn wait_for_change(word: &AtomicU64, seen: u64) {
         match turn {
             0..SPINS => core::hint::spin_loop(),
             SPINS..LOOKS => thread::yield_now(),
+            _ if std::process::id() != owner => return,
             _ => thread::sleep(NAP),
         }
     }

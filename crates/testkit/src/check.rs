@@ -73,6 +73,15 @@ fn mappings_lead_home<W: World>(
             continue;
         }
         let at = page.start();
+        if let Some(object) = mirror.vm.object_at(at) {
+            if entry.target != Target::Vram(object) {
+                says(format!(
+                    "{page:?} is mapped to {:?}, not to its object",
+                    entry.target
+                ));
+            }
+            continue;
+        }
         let vma = mm.find_vma(at).ok().flatten();
         let vma = vma.filter(|vma| vma.span.contains(at));
         let is_mirrored = matches!(mm.mirrored(at), Mirrored::Mapping(_));
@@ -135,6 +144,7 @@ fn memory_adds_up<M: AddressSpace>(
     let allocated = live
         .iter()
         .fold(PageCount::ZERO, |sum, (devmem, _)| sum + devmem.size());
+    let allocated = allocated + mirror.region.stats().object_pages;
     let (used, total) = (mirror.region.used(), mirror.region.total());
     if used > total || used != allocated {
         says(format!(

@@ -99,8 +99,68 @@ pub struct VmStats {
     pub by_size: Vec<SizeStats>,
     /// Invalidations that it took part in: each is one flush.
     pub flushes: u64,
+    /// Faults in an object whose binding was lost, and made again.
+    pub rebound: u64,
     /// Ranges that it has now.
     pub ranges_live: u64,
+}
+
+/// What several device address spaces did, those that are gone included.
+#[derive(Clone, Debug)]
+pub struct VmTotals {
+    counts: VmStats,
+    fault_time: Histogram<u64>,
+}
+
+impl Default for VmTotals {
+    fn default() -> Self {
+        Self {
+            counts: VmStats::default(),
+            fault_time: times(),
+        }
+    }
+}
+
+impl VmTotals {
+    /// The sums.
+    pub fn stats(&self) -> VmStats {
+        VmStats {
+            fault_time: Times::of(&self.fault_time),
+            ..self.counts.clone()
+        }
+    }
+
+    /// Adds others.
+    pub fn append(&mut self, other: &Self) {
+        self.counts.add(&other.counts);
+        let added = self.fault_time.add(&other.fault_time);
+        debug_assert!(added.is_ok(), "of the same bounds");
+    }
+
+    /// Adds one.
+    pub(crate) fn add(&mut self, counts: &VmStats, counters: &Counters) {
+        self.counts.add(counts);
+        let added = self.fault_time.add(&*counters.fault_time.lock());
+        debug_assert!(added.is_ok(), "of the same bounds");
+    }
+}
+
+impl VmStats {
+    /// Adds all but the times, which are no sums.
+    fn add(&mut self, other: &Self) {
+        self.faults += other.faults;
+        self.coalesced += other.coalesced;
+        self.failed += other.failed;
+        self.stale_passes += other.stale_passes;
+        self.gathered += other.gathered;
+        self.last_resorts += other.last_resorts;
+        self.slips += other.slips;
+        self.not_migrated += other.not_migrated;
+        self.rebound += other.rebound;
+        self.flushes += other.flushes;
+        SizeStats::add_to(&mut self.by_size, &other.by_size);
+        self.ranges_live += other.ranges_live;
+    }
 }
 
 /// What happened to the memory of one device.
@@ -121,6 +181,10 @@ pub struct RegionStats {
     pub used: PageCount,
     /// How much of it was lost, because it could not be cleared.
     pub lost: PageCount,
+    /// Objects that live in it.
+    pub objects: u64,
+    /// How much of it they take.
+    pub object_pages: PageCount,
 }
 
 /// The counters of one device address space.
@@ -135,6 +199,7 @@ pub(crate) struct Counters {
     pub(crate) slips: AtomicU64,
     pub(crate) not_migrated: AtomicU64,
     pub(crate) stages: Stages,
+    pub(crate) rebound: AtomicU64,
     fault_time: Mutex<Histogram<u64>>,
 }
 
@@ -145,6 +210,8 @@ pub(crate) struct Traffic {
     pub(crate) to_ram: Direction,
     pub(crate) to_peer: Direction,
     pub(crate) evictions: AtomicU64,
+    objects: AtomicU64,
+    object_pages: AtomicU64,
 }
 
 /// One way that bytes move.
@@ -183,15 +250,31 @@ impl Traffic {
             total: vram.total(),
             used: vram.used(),
             lost: vram.lost(),
+            objects: self.objects.load(Ordering::Relaxed),
+            object_pages: self.object_pages(),
         }
+    }
+
+    /// How much of the memory objects take.
+    pub(crate) fn object_pages(&self) -> PageCount {
+        PageCount::new(self.object_pages.load(Ordering::Acquire))
+    }
+
+    /// One more object.
+    pub(crate) fn add_object(&self, pages: PageCount) {
+        self.objects.fetch_add(1, Ordering::Relaxed);
+        self.object_pages.fetch_add(pages.get(), Ordering::AcqRel);
+    }
+
+    /// One less.
+    pub(crate) fn remove_object(&self, pages: PageCount) {
+        self.objects.fetch_sub(1, Ordering::Relaxed);
+        self.object_pages.fetch_sub(pages.get(), Ordering::AcqRel);
     }
 }
 
 impl Counters {
     pub(crate) fn new() -> Self {
-        /// One nanosecond to one minute, to a percent.
-        const HIGHEST: u64 = 60_000_000_000;
-        let times = Histogram::new_with_bounds(1, HIGHEST, 2).expect("bounds that are in order");
         Self {
             faults: AtomicU64::new(0),
             coalesced: AtomicU64::new(0),
@@ -202,7 +285,8 @@ impl Counters {
             slips: AtomicU64::new(0),
             not_migrated: AtomicU64::new(0),
             stages: Stages::default(),
-            fault_time: Mutex::new(times),
+            rebound: AtomicU64::new(0),
+            fault_time: Mutex::new(times()),
         }
     }
 
@@ -221,12 +305,19 @@ impl Counters {
             last_resorts: get(&self.last_resorts),
             slips: get(&self.slips),
             not_migrated: get(&self.not_migrated),
+            rebound: get(&self.rebound),
             fault_time: Times::of(&self.fault_time.lock()),
             by_size: self.stages.snapshot(),
             flushes,
             ranges_live: u64::try_from(ranges).unwrap_or(u64::MAX),
         }
     }
+}
+
+/// No durations yet: one nanosecond to one minute, to a percent.
+fn times() -> Histogram<u64> {
+    const HIGHEST: u64 = 60_000_000_000;
+    Histogram::new_with_bounds(1, HIGHEST, 2).expect("bounds that are in order")
 }
 
 /// One more.

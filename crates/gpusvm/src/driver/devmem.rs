@@ -25,7 +25,7 @@ use std::time::Duration;
 
 /// What the driver keeps of one allocation.
 #[derive(Debug)]
-struct Bo<M: AddressSpace> {
+pub(crate) struct Bo<M: AddressSpace> {
     memory: Arc<Memory<M>>,
     /// Where it is: one run unless device memory is in pieces.
     runs: Box<[BlockRun]>,
@@ -53,6 +53,16 @@ pub(crate) fn allocate<M: AddressSpace>(
     })
 }
 
+/// As `allocate`, for who keeps it itself, and clears it.
+pub(crate) fn allocate_bo<M: AddressSpace>(
+    memory: &Arc<Memory<M>>,
+    count: PageCount,
+) -> Option<Bo<M>> {
+    let runs = memory.vram.allocate(count)?.runs;
+    let memory = Arc::clone(memory);
+    Some(Bo { memory, runs })
+}
+
 /// Memory that somebody had before is cleared.
 #[derive(Debug)]
 struct Cleared<M: AddressSpace> {
@@ -70,9 +80,18 @@ impl<M: AddressSpace> PreMigrateFence for Cleared<M> {
 }
 
 impl<M: AddressSpace> Bo<M> {
+    pub(crate) fn memory(&self) -> &Arc<Memory<M>> {
+        &self.memory
+    }
+
+    /// Where it is, in order.
+    pub(crate) fn runs(&self) -> &[BlockRun] {
+        &self.runs
+    }
+
     /// Hands `ops` to the copy engine and waits for them. Says how many bytes they were, and how long
     /// they took.
-    fn copy(
+    pub(crate) fn copy(
         &self,
         ops: &mut dyn Iterator<Item = CopyOp>,
         after: Option<&dyn PreMigrateFence>,
@@ -93,7 +112,7 @@ impl<M: AddressSpace> Bo<M> {
     }
 
     /// Hands all of it to the engine, to be cleared.
-    fn clear(&self) -> Result<Option<Fence>, DeviceError> {
+    pub(crate) fn clear(&self) -> Result<Option<Fence>, DeviceError> {
         let engine = self.memory.device.copy_engine();
         let mut last = None;
         let mut ops = self.runs.iter().map(|run| CopyOp::Clear {

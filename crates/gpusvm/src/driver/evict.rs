@@ -22,14 +22,25 @@ impl<M: AddressSpace> RegionOps<M> {
     /// [`MAX_TRIES`], or when there can never be so many.
     pub(crate) fn allocate(&self, pagemap: &Pagemap<M>, count: PageCount) -> Option<Devmem> {
         gpusvm_sync::walk!("allocate");
+        self.make_room(pagemap, count, || devmem::allocate(&self.memory, count))
+    }
+
+    /// What `get` gets of `count` pages, once there is room.
+    pub(crate) fn make_room<T>(
+        &self,
+        pagemap: &Pagemap<M>,
+        count: PageCount,
+        get: impl Fn() -> Option<T>,
+    ) -> Option<T> {
         let memory = &self.memory;
-        if count > memory.vram.total() {
+        // Objects never go.
+        if count + memory.traffic.object_pages() > memory.vram.total() {
             return None;
         }
         let vms = memory.vms();
         for _ in 0..MAX_TRIES {
-            if let Some(devmem) = devmem::allocate(memory, count) {
-                return Some(devmem);
+            if let Some(got) = get() {
+                return Some(got);
             }
             let was_used = |of: &Resident| self.was_used(&vms, of);
             match self.residents.pick(memory.now(), was_used) {
@@ -38,7 +49,7 @@ impl<M: AddressSpace> RegionOps<M> {
                 Victim::Nothing => memory.vram.wait_freed(WAIT_FOR_OTHERS),
             }
         }
-        devmem::allocate(memory, count)
+        get()
     }
 
     /// If something is in the way of it now, it gets another turn.

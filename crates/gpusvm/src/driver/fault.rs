@@ -154,13 +154,15 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     let closed = FaultError::Closed { at: request.at };
     // Before everything that others wait for: nobody is to wait for who waits for a fork.
     let _no_fork = vm.svm().mm().no_fork().ok_or(closed)?;
-    let _working = vm.enter().ok_or(closed)?;
+    let working = vm.enter().ok_or(closed)?;
+    // Memory of the device's own has no ranges, and goes nowhere.
+    let Some(within) = vm.find_mirror(&working, (request.at, request.access))? else {
+        return Ok(Pass::Bound(Served::InDeviceMemory));
+    };
     vm.svm().collect_garbage();
     let mut ctx = context(vm, request);
-    let range = match vm
-        .svm()
-        .range_find_or_insert(request.at, Span::EVERYWHERE, &ctx)
-    {
+    let found = vm.svm().range_find_or_insert(request.at, within, &ctx);
+    let range = match found {
         Ok(range) => range,
         Err(FindError::Wider { range, .. }) => {
             forget(vm, range);
@@ -386,7 +388,7 @@ fn forget_stale<M: AddressSpace>(vm: &Vm<M>, at: VirtAddr) -> Result<(), FaultEr
 }
 
 /// A range from when more was bound would be mapped where it must not be: another takes its place.
-fn forget<M: AddressSpace>(vm: &Vm<M>, wider: Span) {
+pub(crate) fn forget<M: AddressSpace>(vm: &Vm<M>, wider: Span) {
     let range = vm.svm().range_find(wider.start());
     if let Some(range) = range.filter(|range| range.span() == wider) {
         vm.svm().range_remove(&range);

@@ -1,5 +1,6 @@
 //! Pages to the device, and no mapping.
 
+use crate::driver::gpuva::Vma;
 use crate::driver::vm::Vm;
 use core::time::Duration;
 use gpusvm_mm::{AddressSpace, MmError};
@@ -44,6 +45,12 @@ impl<M: AddressSpace> Vm<M> {
         let page = Span::page_of(at);
         let _no_fork = self.svm().mm().no_fork().ok_or(MmError::Gone)?;
         let _working = self.enter().ok_or(MmError::Gone)?;
+        let within = match self.vmas.find(at) {
+            Some((within, Vma::Mirror)) => within,
+            // Memory of the device is there already.
+            Some((object, Vma::Object(_))) => return Ok((object.end(), Ok(()))),
+            None => return Err(MigrateError::NoMapping { span: page }),
+        };
         let ctx = FaultCtx {
             owner: Some(self.region.pagemap().owner()),
             read_only: true,
@@ -54,7 +61,7 @@ impl<M: AddressSpace> Vm<M> {
             timeslice: Duration::ZERO,
         };
         self.svm().collect_garbage();
-        let found = self.svm().range_find_or_insert(at, Span::EVERYWHERE, &ctx);
+        let found = self.svm().range_find_or_insert(at, within, &ctx);
         let range = found.map_err(|error| not_found(page, error))?;
         let end = range.span().end();
         let serving = range.serve();

@@ -15,6 +15,10 @@
 //!
 //!   devices    all of one address space, and who reaches whom
 //!   region     a device's memory in it
+//!   bind       what an address space has where: the mirror, objects, holes
+//!   gpuva      the map of that
+//!   object     memory of the device that is nobody's RAM
+//!   running    what keeps the number of an address space
 //!   revisit    what is mapped in place gets a second look
 //!   resident   launches that declare what they touch
 //!   stays      what of it stays in RAM meanwhile
@@ -59,6 +63,10 @@ pub(crate) mod resident; // declared residency
 pub(crate) mod migrate; // pages to the device, and no mapping
 pub(crate) mod prefetch; // wanted before they are touched
 pub(crate) mod vm; // one device address space
+pub(crate) mod bind; // what is bound in it
+pub(crate) mod gpuva; // where
+pub(crate) mod object; // memory of the device's own
+pub(crate) mod running; // what keeps its number
 pub(crate) mod region; // device memory in an address space
 pub(crate) mod devices; // all of them
 pub(crate) mod stays; // pages that stay where they are
@@ -69,11 +77,13 @@ pub(crate) mod report; // what became of the last fault
 pub(crate) mod counters; // what happened
 pub(crate) mod stages; // what it cost, by size and stage
 
-pub use counters::{Moved, RegionStats, Times, VmStats};
+pub use bind::BindError;
+pub use counters::{Moved, RegionStats, Times, VmStats, VmTotals};
 pub use devices::Devices;
 pub use evict::MAX_TRIES;
 pub use fault::{MAX_PASSES, MAX_PASSES_IN_PLACE};
 pub use intake::MAX_PARKED;
+pub use object::{Object, ObjectError};
 pub use policy::{FaultInfo, MigrateOnTouch, Plan, Policy};
 pub use prefetch::{
     Location, MAX_PREFETCHES, PREFETCHERS, Prefetch, PrefetchError, PrefetchReason, Prefetched,
@@ -81,6 +91,7 @@ pub use prefetch::{
 pub use region::VramRegion;
 pub use report::{FaultReport, Served};
 pub use resident::{Declared, Lease, MAX_SLIPS};
+pub use running::Running;
 pub use stages::SizeStats;
 pub use vm::{Vm, VmError};
 pub use worker::MAX_WORKERS;

@@ -15,6 +15,7 @@
 
 use crate::driver::counters::{RegionStats, Traffic};
 use crate::driver::devices::Fabrics;
+use crate::driver::devmem::Bo;
 use crate::driver::populate::RegionOps;
 use crate::driver::prefetch::Queue;
 use crate::driver::stays::Stays;
@@ -172,6 +173,16 @@ impl<M: AddressSpace> VramRegion<M> {
     /// Its prefetches that are not done.
     pub(crate) fn prefetches(&self) -> &Arc<Queue<M>> {
         &self.prefetches
+    }
+
+    pub(crate) fn memory(&self) -> &Arc<Memory<M>> {
+        &self.memory
+    }
+
+    /// Device pages for an object, evicting pages of the process if need be.
+    pub(crate) fn allocate_object(&self, count: PageCount) -> Option<Bo<M>> {
+        let get = || devmem::allocate_bo(&self.memory, count);
+        self.ops.make_room(&self.pagemap, count, get)
     }
 
     pub(crate) fn add_vm(&self, vm: &Arc<Vm<M>>) {

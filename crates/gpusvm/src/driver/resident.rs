@@ -116,6 +116,10 @@ impl<M: AddressSpace> Vm<M> {
         };
         for _ in 0..MAX_SLIPS {
             fault::make_accessible(self, &request)?;
+            // Memory of the device stays there without a lease.
+            if let Some(end) = self.object_end(at) {
+                return Ok(end);
+            }
             if let Some(range) = self.svm().range_find(at) {
                 match self.lease(&range, access) {
                     Ok(Some(here)) => {

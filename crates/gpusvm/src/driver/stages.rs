@@ -51,12 +51,12 @@ pub struct SizeStats {
 
 impl SizeStats {
     /// Adds what another device address space did to a list of sizes, descending.
-    pub(crate) fn add_to(sums: &mut Vec<Self>, others: Vec<Self>) {
+    pub(crate) fn add_to(sums: &mut Vec<Self>, others: &[Self]) {
         for other in others {
             let at = sums.partition_point(|sum| sum.size > other.size);
             match sums.get_mut(at).filter(|sum| sum.size == other.size) {
-                Some(sum) => sum.add(&other),
-                None => sums.insert(at, other),
+                Some(sum) => sum.add(other),
+                None => sums.insert(at, other.clone()),
             }
         }
     }

@@ -3,14 +3,18 @@
 //! # Locking
 //!
 //! Whoever works on the address space holds `working` to read, as long as one pass over a fault takes.
-//! Closing it holds it to write, after it was announced: so nothing is mapped behind its back.
+//! Closing it holds it to write, after it was announced: so nothing is mapped behind its back. Binding and
+//! unbinding hold it to write too: see [`bind`](crate::driver::bind).
 
-use crate::driver::counters::{self, Counters, VmStats};
+use crate::driver::counters::{self, Counters, VmStats, VmTotals};
 use crate::driver::fault::{self, Request};
+use crate::driver::gpuva::Gpuvas;
+use crate::driver::object::Object;
 use crate::driver::policy::Policy;
 use crate::driver::region::VramRegion;
 use crate::driver::report::{FaultReport, LastFault};
 use crate::driver::revisit::Revisits;
+use crate::driver::running::Running;
 use crate::driver::stages::{Stage, Timed};
 use gpusvm_device::{
     Access, Caps, Device, DeviceError, DeviceFault, FaultError, Mapping, Target, Verdict, VmId,
@@ -19,7 +23,7 @@ use gpusvm_mm::{AddressSpace, Home, MmError, Time};
 use gpusvm_pagemap::{Cause, PagemapAddr};
 use gpusvm_svm::{Config, GpuSvm, PageRun, Permission, Quiesced, Range, SvmOps};
 use gpusvm_sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use gpusvm_sync::{Arc, RwLock, RwLockReadGuard};
+use gpusvm_sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use gpusvm_types::{BLOCK_SIZE, PAGE_SIZE, Span, VirtAddr};
 
 /// One address space of one device, which mirrors a process. Dropping it closes it.
@@ -33,9 +37,11 @@ pub struct Vm<M: AddressSpace> {
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) revisits: Revisits<M>,
     pub(crate) last_fault: LastFault,
+    /// What is bound where.
+    pub(crate) vmas: Gpuvas<Object<M>>,
     closed: AtomicBool,
-    /// Whether the device still has it.
-    working: RwLock<bool>,
+    /// Its number, until it is closed.
+    working: RwLock<Option<Running>>,
 }
 
 /// Why a device cannot join a process.
@@ -53,7 +59,7 @@ pub enum VmError {
 /// Evidence that an address space is not closed meanwhile.
 #[derive(Debug)]
 pub(crate) struct Working<'vm>(
-    #[expect(dead_code, reason = "held, not read")] RwLockReadGuard<'vm, bool>,
+    #[expect(dead_code, reason = "held, not read")] RwLockReadGuard<'vm, Option<Running>>,
 );
 
 impl<M: AddressSpace> Vm<M> {
@@ -74,6 +80,7 @@ impl<M: AddressSpace> Vm<M> {
             ..Config::default()
         };
         let mm = Arc::clone(region.devices().mm());
+        let running = Running::new(&device, id);
         let table = Arc::new(TableOps {
             device,
             id,
@@ -88,8 +95,9 @@ impl<M: AddressSpace> Vm<M> {
             policy,
             revisits: Revisits::new(),
             last_fault: LastFault::default(),
+            vmas: Gpuvas::new(),
             closed: AtomicBool::new(false),
-            working: RwLock::new(true),
+            working: RwLock::new(Some(running)),
         });
         region.add_vm(&vm);
         Ok(vm)
@@ -121,6 +129,11 @@ impl<M: AddressSpace> Vm<M> {
     /// The last fault of the device that was answered, and how. `None` before the first.
     pub fn last_fault(&self) -> Option<FaultReport> {
         self.last_fault.get()
+    }
+
+    /// Adds what it did so far to a sum over several.
+    pub fn add_to(&self, totals: &mut VmTotals) {
+        totals.add(&self.stats(), &self.counters);
     }
 
     /// Serves a fault of the device, and says what becomes of it. Several threads may, at once.
@@ -161,12 +174,32 @@ impl<M: AddressSpace> Vm<M> {
     /// Ends it: refuses faults, waits for those that are being served, and takes every mapping away.
     /// Pages stay where they are. Nothing may run in it any more. Closing it again does nothing.
     pub fn close(&self) {
+        if let Some(running) = self.leave() {
+            running.end();
+        }
+    }
+
+    /// As [`Vm::close`], while launches may still run in it: their faults end with `Closed`, and the
+    /// device forgets it when the last [`Running`] of it is gone.
+    pub fn shut(&self) {
+        drop(self.leave());
+    }
+
+    /// Takes every mapping away. The number, if it was not closed before.
+    fn leave(&self) -> Option<Running> {
         self.refuse_faults();
         let mut working = self.working.write();
-        if core::mem::take(&mut *working) {
+        let running = working.take();
+        if running.is_some() {
             self.svm.close();
-            self.device().page_tables().destroy_vm(self.id);
+            self.take_away(&self.vmas.clear());
         }
+        running
+    }
+
+    /// To run something in it. `None` when it is closed.
+    pub fn running(&self) -> Option<Running> {
+        self.working.read().clone().filter(|_| !self.is_closed())
     }
 
     /// Refuses faults from now on; some may still be being served.
@@ -175,15 +208,22 @@ impl<M: AddressSpace> Vm<M> {
     }
 
     /// Whether faults are refused.
-    pub(crate) fn is_closed(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
     /// To work on it. `None` when it is closed, or about to be.
     pub(crate) fn enter(&self) -> Option<Working<'_>> {
         let working = self.working.read();
-        let open = *working && !self.is_closed();
+        let open = working.is_some() && !self.is_closed();
         open.then_some(Working(working))
+    }
+
+    /// To change what is bound: nobody works on it. `None` when it is closed, or about to be.
+    pub(crate) fn exclude(&self) -> Option<RwLockWriteGuard<'_, Option<Running>>> {
+        let working = self.working.write();
+        let open = working.is_some() && !self.is_closed();
+        open.then_some(working)
     }
 
     pub(crate) fn device(&self) -> &dyn Device {
@@ -229,7 +269,7 @@ impl<M: AddressSpace> Vm<M> {
 
 impl<M: AddressSpace> Drop for Vm<M> {
     fn drop(&mut self) {
-        self.close();
+        self.shut();
     }
 }
 

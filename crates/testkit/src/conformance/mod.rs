@@ -4,7 +4,8 @@
 //!   case (generic)  x  World: sim, linux  x  device: faulting, declared; dmirror, softgpu
 //!      |
 //!      |-- anon, migrate, huge, fork, pair   the cases of the kernel's hmm-tests.c, by their names
-//!      `-- windows, races                    what that suite lacks: things that happen at once
+//!      |-- windows, races                    what that suite lacks: things that happen at once
+//!      `-- bind                              what is bound where in a device address space
 //! ```
 //!
 //! A case is a function of a [`Kit`], which makes a [`Bench`] for it: a new world with devices in it. When
@@ -26,6 +27,7 @@ mod pair; // two devices
 mod files; // what is mapped in place
 mod windows; // what happens while a copy is under way
 mod races; // what happens at any time
+mod bind; // what is bound where
 mod prefetch; // what is wanted before it is touched
 
 pub use bench::{Bench, Part, Places, Setup};
@@ -54,7 +56,7 @@ macro_rules! conformance_cases {
             migrate_racing_dontneed, migrate_racing_remap, migrate_racing_fork,
             migrate_racing_exit, evict_racing_cpu_fault, two_devices_race_for_one_block,
             two_peers_race_for_one_block, prefetch_then_no_fault, prefetch_cancelled,
-            prefetch_racing_unmap, prefetch_racing_cpu_touch,
+            prefetch_racing_unmap, prefetch_racing_cpu_touch, bo_map, bo_unmap, busy, bind_racing_faults,
         }
     };
 }
@@ -140,6 +142,7 @@ pub use anon::{
     anon_read, anon_read_multiple, anon_read_prot, anon_teardown, anon_write, anon_write_huge,
     anon_write_prot, compound, open_close,
 };
+pub use bind::{bind_racing_faults, bo_map, bo_unmap, busy};
 pub use files::{file_read, file_write, migrate_file_private, migrate_shared};
 pub use fork::{anon_write_child, anon_write_child_shared, exclusive_cow, hmm_cow_in_device};
 pub use huge::{

@@ -8,13 +8,14 @@
 
 use super::{Location, PrefetchError, PrefetchReason};
 use crate::driver::fault::{self, MAX_PASSES, Pass, Request};
+use crate::driver::gpuva;
 use crate::driver::report::Served;
 use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::vm::Vm;
 use gpusvm_device::{Access, FaultError};
 use gpusvm_mm::{AddressSpace, Home, MmError, Vma};
 use gpusvm_pagemap::{Cause, MigrateError};
-use gpusvm_svm::Range;
+use gpusvm_svm::{FindError, Range};
 use gpusvm_types::{Span, VirtAddr};
 
 /// What became of one range.
@@ -43,6 +44,12 @@ pub(super) struct Step {
 
 /// Prefetches the first range of `span` that is there, behind any hole.
 pub(super) fn step<M: AddressSpace>(vm: &Vm<M>, span: Span, to: Location) -> Step {
+    // Holes of the device's address space, and memory of its own, have nothing to prefetch.
+    let bound = vm.vmas.inside(span).into_iter();
+    let mut mirrors = bound.filter(|(_, vma)| matches!(vma, gpuva::Vma::Mirror));
+    let Some((span, _)) = mirrors.next() else {
+        return Step::nothing(span.end());
+    };
     let vma = match first_in(vm, span) {
         Ok(Some(vma)) => vma,
         // A hole, how large it may be: whoever goes on behind it finds the next mapping.
@@ -112,8 +119,16 @@ fn pass<M: AddressSpace>(
         cause: Cause::Prefetch,
     };
     let mut ctx = fault::context(vm, &request);
-    let range = match vm.svm().range_find_or_insert(at, Span::EVERYWHERE, &ctx) {
+    // As wide as it is bound, which may be wider than what is asked for; or it was unbound meanwhile.
+    let Some((within, gpuva::Vma::Mirror)) = vm.vmas.find(at) else {
+        return Ok(None);
+    };
+    let range = match vm.svm().range_find_or_insert(at, within, &ctx) {
         Ok(range) => range,
+        Err(FindError::Wider { range, .. }) => {
+            fault::forget(vm, range);
+            return Ok(None);
+        }
         Err(error) => return fault::refused(&request, error).map(|_| None),
     };
     let serving = range.serve();
