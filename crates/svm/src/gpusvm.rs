@@ -2,7 +2,7 @@
 
 use crate::{DeviceIndex, PageRun, Prepared, Range, pages};
 use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
-use gpusvm_mm::{AddressSpace, IntervalNotifier};
+use gpusvm_mm::{AddressSpace, Intent, IntervalNotifier};
 use gpusvm_sync::atomic::{AtomicUsize, Ordering};
 use gpusvm_sync::{Mutex, RwLock, RwLockReadGuard};
 use gpusvm_types::{ByteSize, Span, VirtAddr};
@@ -222,7 +222,8 @@ impl<M: AddressSpace> GpuSvm<M> {
     /// As [`AddressSpace::range_fault`].
     pub fn range_evict(&self, range: &Range<M>) -> Result<(), gpusvm_mm::MmError> {
         let mut homes = pages::homes_for(range.span());
-        self.mm.range_fault(range.span(), None, &mut homes)
+        self.mm
+            .range_fault(range.span(), None, Intent::Read, &mut homes)
     }
 
     /// Takes every mapping away, forgets every range and hears of nothing any more. No range is found

@@ -36,12 +36,14 @@ pub mod chunk;
 pub mod range;
 pub mod pages;
 pub mod history;
+pub mod copies;
 pub mod get_pages;
 pub(crate) mod reached;
 pub mod invalidate;
 pub mod garbage;
 pub mod error;
 
+pub use copies::Copies;
 pub use error::{FindError, GetPagesError};
 pub use find::FaultCtx;
 pub use get_pages::{PageRun, Prepared, Reach};

@@ -13,6 +13,7 @@
 //!
 //!   devices    all of one address space, and who reaches whom
 //!   region     a device's memory in it
+//!   duplicate  pages that are only read: copies of them, which go at the first write
 //!   revisit    what is mapped in place gets a second look
 //!   resident   launches that declare what they touch
 //!   stays      what of it stays in RAM meanwhile
@@ -50,6 +51,7 @@ pub(crate) mod fault; // the story
 pub(crate) mod policy; // what to do, never how
 pub(crate) mod populate; // pages into device memory
 pub(crate) mod evict; // and out of it, for others
+pub(crate) mod duplicate; // copies for reading
 pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
 pub(crate) mod prefetch; // wanted before they are touched

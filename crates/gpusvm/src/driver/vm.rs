@@ -6,6 +6,7 @@
 //! Closing it holds it to write, after it was announced: so nothing is mapped behind its back.
 
 use crate::driver::counters::{Counters, VmStats};
+use crate::driver::duplicate::Duplicates;
 use crate::driver::fault::{self, Request};
 use crate::driver::policy::Policy;
 use crate::driver::region::VramRegion;
@@ -13,7 +14,7 @@ use crate::driver::revisit::Revisits;
 use gpusvm_device::{
     Access, Caps, Device, DeviceError, DeviceFault, FaultError, Mapping, Target, Verdict, VmId,
 };
-use gpusvm_mm::{AddressSpace, Home, MmError, Time};
+use gpusvm_mm::{AddressSpace, Home, Intent, MmError, Time};
 use gpusvm_pagemap::{Cause, PagemapAddr};
 use gpusvm_svm::{Config, GpuSvm, PageRun, Permission, Quiesced, SvmOps};
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,7 @@ pub struct Vm<M: AddressSpace> {
     pub(crate) counters: Counters,
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) revisits: Revisits<M>,
+    pub(crate) duplicates: Duplicates<M>,
     closed: AtomicBool,
     /// Whether the device still has it.
     working: RwLock<bool>,
@@ -77,6 +79,7 @@ impl<M: AddressSpace> Vm<M> {
             counters: Counters::new(),
             policy,
             revisits: Revisits::new(),
+            duplicates: Duplicates::new(),
             closed: AtomicBool::new(false),
             working: RwLock::new(true),
         });
@@ -134,7 +137,9 @@ impl<M: AddressSpace> Vm<M> {
     pub fn migrate_to_ram(&self, span: Span) -> Result<(), MmError> {
         for piece in span.blocks() {
             let mut homes = vec![Home::System; piece.page_count().as_usize()];
-            self.svm.mm().range_fault(piece, None, &mut homes)?;
+            self.svm
+                .mm()
+                .range_fault(piece, None, Intent::Read, &mut homes)?;
         }
         Ok(())
     }

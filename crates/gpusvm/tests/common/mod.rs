@@ -62,6 +62,7 @@ impl Policy for Stay {
     fn on_device_fault(&self, _: &FaultInfo) -> Plan {
         Plan {
             migrate: true,
+            duplicate: false,
             timeslice: self.0,
             ask_again: None,
         }
@@ -76,6 +77,7 @@ impl Policy for InPlace {
     fn on_device_fault(&self, _: &FaultInfo) -> Plan {
         Plan {
             migrate: false,
+            duplicate: false,
             timeslice: Duration::ZERO,
             ask_again: self.0,
         }

@@ -174,8 +174,10 @@ impl Lab {
                 pagemaps,
                 peer,
                 ram,
+                faults: true,
             },
             ctx,
+            None,
         )
     }
 

@@ -302,6 +302,7 @@ impl Policy for InPlace {
     fn on_device_fault(&self, _fault: &FaultInfo) -> Plan {
         Plan {
             migrate: false,
+            duplicate: false,
             timeslice: Duration::ZERO,
             ask_again: None,
         }
