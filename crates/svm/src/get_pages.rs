@@ -82,6 +82,15 @@ impl<M: AddressSpace> GpuSvm<M> {
         copies: Option<Copies>,
     ) -> Result<Prepared<M>, GetPagesError> {
         let span = range.span();
+        let intent = match ctx.read_only && reach.faults {
+            true => Intent::Read,
+            false => Intent::Write,
+        };
+        if intent == Intent::Write && range.can_migrate() && copies.is_none() {
+            // Unprotecting pages invalidates them: before the sequence is read, or all is for nothing.
+            let mut homes = pages::homes_for(span);
+            self.mm.range_fault(span, ctx.owner, intent, &mut homes)?;
+        }
         let (sequence, duplicate) = match copies {
             Some(copies) => (copies.sequence, Some(copies.duplicate)),
             None => (range.notifier().read_begin(), None),
@@ -97,10 +106,6 @@ impl<M: AddressSpace> GpuSvm<M> {
         let of_vma = match vma.writable {
             true => Permission::Write,
             false => Permission::Read,
-        };
-        let intent = match ctx.read_only && reach.faults {
-            true => Intent::Read,
-            false => Intent::Write,
         };
         let mut permission = of_vma;
         let mut homes = pages::homes_for(span);
