@@ -56,6 +56,10 @@ impl Node {
         stats.last_resorts += vm.last_resorts;
         stats.failed_faults += vm.failed;
         stats.not_migrated += vm.not_migrated;
+        stats.duplicated_ranges += vm.duplicated;
+        stats.not_duplicated += vm.not_duplicated;
+        stats.duplicates_invalidated += vm.duplicates_invalidated;
+        stats.duplicates_dropped += vm.duplicates_dropped;
         stats.device_fault_time = vm.fault_time;
         stats.ranges_live += vm.ranges_live;
         let region = self.region.stats();
