@@ -18,6 +18,14 @@ pub struct Stats {
     pub failed_faults: u64,
     /// Times that memory should have moved to a device and could not: it was mapped where it is.
     pub not_migrated: u64,
+    /// Ranges that a device got copies of, to read, while they stayed in RAM.
+    pub duplicated_ranges: u64,
+    /// Times that the policy wanted copies and there were none.
+    pub not_duplicated: u64,
+    /// Copies of ranges that were given back after a write, or because their pages went.
+    pub duplicates_invalidated: u64,
+    /// Copies of ranges that went for others, or because the device was unbound.
+    pub duplicates_dropped: u64,
     /// Faults of the CPU on pages that were on a device.
     pub cpu_faults: u64,
     /// Of them, those that slept until a timeslice was over.

@@ -62,6 +62,7 @@ impl Policy for AlwaysMigrate {
         let timeslice = Duration::from_micros(50 << fault.bounces.min(6));
         Plan {
             migrate: true,
+            duplicate: false,
             timeslice,
             ask_again: None,
         }

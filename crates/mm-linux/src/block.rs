@@ -7,8 +7,8 @@ use crate::process::Process;
 use crate::region::{BlockState, Region};
 use core::time::Duration;
 use gpusvm_mm::{
-    Block, CpuFault, DevicePage, FaultOutcome, Freed, Home, Invalidation, MmError, Place, Reason,
-    Wanted, WordState,
+    AddressSpace, Block, CpuFault, DevicePage, FaultOutcome, Freed, Home, Invalidation, MmError,
+    Place, Reason, Source, Wanted, WordState,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
@@ -25,6 +25,8 @@ pub struct BlockGuard<'a> {
     /// Keeps fork out, for as long as pages can leave for a device. Handlers have none: they only
     /// bring pages home.
     pass: Option<Pass<'a>>,
+    /// This thread reads pages of it where they are.
+    copies: bool,
 }
 
 impl<'a> BlockGuard<'a> {
@@ -86,7 +88,14 @@ impl<'a> BlockGuard<'a> {
             region,
             span,
             pass: None,
+            copies: false,
         })
+    }
+
+    /// This thread copies pages where they are from now on, for as long as it has the block.
+    pub(crate) fn copies_in_place(&mut self) {
+        self.copies = true;
+        self.state().copies_in_place(true);
     }
 
     pub(crate) fn state(&self) -> &BlockState {
@@ -157,6 +166,8 @@ impl<'a> BlockGuard<'a> {
         // What this thread dropped before is marked.
         self.process.source.fence();
         for part in self.parts() {
+            // Without a range there are no copies.
+            self.unprotect(part, Reason::Write);
             // Afterwards no fault proves that a dropped page is gone.
             self.process.settle_holes(&self.region, part);
             self.process.mover.disarm(part);
@@ -176,6 +187,8 @@ impl<'a> BlockGuard<'a> {
         let Some(span) = span.intersection(self.span) else {
             return;
         };
+        // What was given up is nobody's to read any more.
+        self.unprotect_those(span, Reason::Clear, &which);
         let words = self.region.words_in(span);
         let goes = |word: WordState| word.device_page().filter(|_| which(word));
         if !words.iter().any(|word| goes(word.get()).is_some()) {
@@ -275,10 +288,27 @@ impl Block for BlockGuard<'_> {
     ) -> Result<Self::Inbound<'_>, MmError> {
         LinuxInbound::collect(self, span, select)
     }
+
+    fn write_protect(&mut self, span: Span, sources: &mut [Source]) -> Result<(), MmError> {
+        // A handler that did would meet a fork that waits for it.
+        if self.pass.is_none() {
+            return Err(MmError::Gone);
+        }
+        if !self.process.can_watch_writes() {
+            return Err(MmError::UnwatchedWrites { span });
+        }
+        if !self.state().registered.load(Ordering::Relaxed) {
+            return Err(MmError::NotArmed { span });
+        }
+        self.protect(span, sources)
+    }
 }
 
 impl Drop for BlockGuard<'_> {
     fn drop(&mut self) {
+        if self.copies {
+            self.state().copies_in_place(false);
+        }
         if self.state().unlock() {
             // All of the block: another part of the mapping may be in it, with the same lock.
             self.process.mover.wake(Span::block_of(self.span.start()));

@@ -4,6 +4,7 @@
 //!   a thread touched a page
 //!     |- an engine's own thread: it must not wait; the page is a hole: zeroes           (at once)
 //!     |- the block is busy: whoever holds it wakes the thread when it is done          (at once)
+//!     |- the page is read in copies: nobody reads them any more, and it can be written
 //!     |- the page is RAM's: never touched, or dropped: zeroes
 //!     |- the page lives on a device: its owner brings it home, or says when
 //!     `- it cannot come home: a bus error, never a hang
@@ -14,7 +15,7 @@ use crate::process::Process;
 use crate::source::Arrival;
 use crate::stats::Counters;
 use core::time::Duration;
-use gpusvm_mm::{AddressSpace, Block, CpuFault, FaultOutcome, Place, Time, Wanted};
+use gpusvm_mm::{AddressSpace, Block, CpuFault, FaultOutcome, Place, Reason, Time, Wanted};
 use gpusvm_sync::Arc;
 use gpusvm_types::{ByteSize, PageIndex, Span, VirtAddr};
 
@@ -35,13 +36,18 @@ const REMAP_POLL: Duration = Duration::from_micros(200);
 /// Serves what needs no waiting. Whether that was all.
 pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
     gpusvm_sync::walk!("serve_at_once");
+    let page = Span::page_of(arrival.at);
     let Some(part) = process.regions.find(arrival.at) else {
-        return false;
+        // Moved here a moment ago. Copies were of its old place: nobody reads them for this one.
+        if arrival.protected {
+            process.mover.release(page);
+        }
+        return arrival.protected;
     };
     let block = part.region.block(arrival.at);
     let tid = arrival.tid.unwrap_or_default();
     if arrival.protected {
-        // Write-protected means that somebody holds the block.
+        // Somebody who holds the block protected it, or is about to copy it; or it is read in copies.
         return block.note_fault();
     }
     // A device in software works on the page in place, and the program dropped it: whoever takes
@@ -56,8 +62,10 @@ pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
         || (word.place == Place::Collected
             && word.unmapped
             && !process.events.is_arriving(arrival.at));
-    let fill = || {
-        process.mover.zero_fill(Span::page_of(arrival.at));
+    // Dropped while it is read in copies: that is heard of in a moment, and no write goes unheard.
+    let fill = || match word.protected {
+        true => process.mover.zero_fill_protected(page),
+        false => drop(process.mover.zero_fill(page)),
     };
     if cannot_wait {
         fill();
@@ -95,6 +103,13 @@ pub(crate) fn serve(process: &Process, at: VirtAddr) -> Urgency {
     }
     if word.dropped {
         block.release_dropped(Span::page_of(at));
+    }
+    if block.region.word(page).get().protected {
+        Counters::count(&process.counters.write_faults);
+        block.unprotect(block.protected_around(page), Reason::Write);
+        // Who found it missing looks again: it has no copies now.
+        process.mover.wake(Span::page_of(at));
+        return Urgency::Done;
     }
     match block.region.word(page).get().place {
         Place::Device(device) => bring_home(process, &mut block, at, device),

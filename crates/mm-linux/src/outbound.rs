@@ -31,6 +31,8 @@ pub struct LinuxOutbound<'b> {
     /// What the slot holds if all of the block went there.
     content: Content,
     settled: bool,
+    /// Pages that could not be written, because they were read in copies.
+    was_protected: PageSet,
 }
 
 impl<'b> LinuxOutbound<'b> {
@@ -54,6 +56,7 @@ impl<'b> LinuxOutbound<'b> {
             slot: None,
             content: Content::Some,
             settled: false,
+            was_protected: PageSet::default(),
         };
         // What the program gave up before is marked.
         block.process.source.fence();
@@ -67,6 +70,7 @@ impl<'b> LinuxOutbound<'b> {
         if marked == Marked::Nothing {
             return Ok(this);
         }
+        this.unprotect();
         // From here on, dropping `this` puts everything back.
         let process = block.process;
         if marked == Marked::Ram && process.mover.takes_to_slot() {
@@ -114,13 +118,22 @@ impl<'b> LinuxOutbound<'b> {
                 _ if state.unmapped => Source::Kept(KeptReason::Unmapped),
                 _ if state.dropped => Source::Kept(KeptReason::Dropped),
                 Place::System | Place::Collected => {
-                    word.mark_collected();
+                    if word.mark_collected().protected {
+                        self.was_protected.insert(i..i + 1);
+                    }
                     marked = Marked::Ram;
                     continue;
                 }
             };
         }
         marked
+    }
+
+    /// Nobody has copies of them any more; and whoever breaks the sharing of a page writes it.
+    fn unprotect(&self) {
+        for run in runs(self.span, |i| self.was_protected.contains(i)) {
+            self.block.process.mover.release(run);
+        }
     }
 
     fn take_out(&mut self, run: Span) -> Result<(), Errno> {

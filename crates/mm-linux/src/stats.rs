@@ -12,6 +12,10 @@ pub struct MmStats {
     pub cpu_faults: u64,
     /// CPU faults on armed memory that was never touched: filled with zeroes.
     pub zero_fills: u64,
+    /// Times that pages were write-protected, to be read in copies.
+    pub protections: u64,
+    /// CPU faults that ended that: writes.
+    pub write_faults: u64,
     /// CPU faults that slept until a page could leave.
     pub delayed_faults: u64,
     /// CPU faults that ended in a bus error.
@@ -28,6 +32,8 @@ pub struct MmStats {
 pub(crate) struct Counters {
     pub(crate) cpu_faults: AtomicU64,
     pub(crate) zero_fills: AtomicU64,
+    pub(crate) protections: AtomicU64,
+    pub(crate) write_faults: AtomicU64,
     pub(crate) delayed_faults: AtomicU64,
     pub(crate) failed_faults: AtomicU64,
     pub(crate) events: AtomicU64,
@@ -44,6 +50,8 @@ impl Counters {
         Self {
             cpu_faults: AtomicU64::new(0),
             zero_fills: AtomicU64::new(0),
+            protections: AtomicU64::new(0),
+            write_faults: AtomicU64::new(0),
             delayed_faults: AtomicU64::new(0),
             failed_faults: AtomicU64::new(0),
             events: AtomicU64::new(0),
@@ -66,6 +74,8 @@ impl Counters {
         MmStats {
             cpu_faults: get(&self.cpu_faults),
             zero_fills: get(&self.zero_fills),
+            protections: get(&self.protections),
+            write_faults: get(&self.write_faults),
             delayed_faults: get(&self.delayed_faults),
             failed_faults: get(&self.failed_faults),
             cpu_fault_time: self.times.lock().clone(),

@@ -31,7 +31,10 @@ fn lesson_08_progress_is_not_charged_to_the_timeout(world: &World) {
     world.device.set_slow(Duration::from_millis(20));
     let mut homes = [Home::Unmapped; 70];
     let began = Instant::now();
-    world.process.range_fault(span, None, &mut homes).unwrap();
+    world
+        .process
+        .range_fault(span, None, gpusvm_mm::Intent::Read, &mut homes)
+        .unwrap();
     assert!(
         began.elapsed() > Duration::from_secs(1),
         "else it shows nothing"
@@ -65,7 +68,9 @@ fn a_span_that_never_settles_is_refused_in_time(world: &World) {
             std::thread::yield_now();
         }
         let (mut homes, began) = ([Home::System; 512], Instant::now());
-        let refused = world.process.range_fault(span, None, &mut homes);
+        let refused = world
+            .process
+            .range_fault(span, None, gpusvm_mm::Intent::Read, &mut homes);
         let took = began.elapsed();
         done.store(true, Ordering::Release);
         assert_eq!(refused, Err(MmError::Unstable { span }));

@@ -390,10 +390,13 @@ fn foreign_pages_come_home_for_a_snapshot(world: &World) {
         let span = memory.span();
         world
             .process
-            .range_fault(span, Some(OWNER), &mut homes)
+            .range_fault(span, Some(OWNER), gpusvm_mm::Intent::Read, &mut homes)
             .unwrap();
         assert!(homes.iter().all(|home| matches!(home, Home::Device(_))));
-        world.process.range_fault(span, None, &mut homes).unwrap();
+        world
+            .process
+            .range_fault(span, None, gpusvm_mm::Intent::Read, &mut homes)
+            .unwrap();
         assert!(homes.iter().all(|home| *home == Home::System));
         memory.check(2);
     });

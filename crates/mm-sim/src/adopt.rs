@@ -74,7 +74,9 @@ impl Sim {
             block.invalidate(piece, Reason::Unmap);
             block.release_unmapped(piece);
         });
-        self.kernel.lock().parts.remove(span);
+        let mut kernel = self.kernel.lock();
+        kernel.unprotect(span);
+        kernel.parts.remove(span);
     }
 
     /// Brings every page of `span` home, for a system call, or another process, to see them.

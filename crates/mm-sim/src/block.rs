@@ -8,7 +8,7 @@ use crate::region::{BlockState, Part, Region};
 use crate::stats::Counters;
 use gpusvm_mm::{
     Block, CpuFault, DevicePage, FaultOutcome, Freed, Home, Invalidation, MmError, Place, Reason,
-    Wanted, WordState,
+    Source, Wanted, WordState,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
@@ -130,6 +130,10 @@ impl<'a> BlockGuard<'a> {
         };
         let state = self.state();
         if state.armed.load(Ordering::Relaxed) == 0 && !self.parts().iter().any(is_away) {
+            // Without a range there are no copies.
+            for part in self.parts() {
+                self.unprotect(part.span, Reason::Write);
+            }
             state.registered.store(false, Ordering::Release);
         }
     }
@@ -152,6 +156,8 @@ impl<'a> BlockGuard<'a> {
             return false;
         };
         let words = self.region.words_in(span);
+        // What was given up is nobody's to read any more.
+        self.unprotect_those(span, Reason::Clear, &which);
         let goes = |word: WordState| word.device_page().filter(|_| which(word));
         if !words.iter().any(|word| goes(word.get()).is_some()) {
             return false;
@@ -263,6 +269,16 @@ impl Block for BlockGuard<'_> {
         select: &mut dyn FnMut(PageIndex, DevicePage) -> bool,
     ) -> Result<Self::Inbound<'_>, MmError> {
         SimInbound::collect(self, span, select)
+    }
+
+    fn write_protect(&mut self, span: Span, sources: &mut [Source]) -> Result<(), MmError> {
+        if self.pass.is_none() || self.sim.is_gone() {
+            return Err(MmError::Gone);
+        }
+        if !self.state().registered.load(Ordering::Acquire) {
+            return Err(MmError::NotArmed { span });
+        }
+        self.protect(span, sources)
     }
 }
 

@@ -126,6 +126,11 @@ impl Sim {
             let (word, block) = (part.region.word(page), part.region.block(virt));
             match word.get().home() {
                 Home::System => {}
+                // Devices that read copies of it would not hear of a write.
+                Home::Protected if write => return Err(BusError::Denied(at)),
+                Home::Protected => {}
+                // It was given up a moment ago: whoever copies it hears of that.
+                Home::Moving if word.get().place == Place::System && !write => {}
                 // The access began before, and whoever takes the page waits for its end.
                 Home::Moving
                     if word.get().place == Place::Collected
@@ -136,6 +141,9 @@ impl Sim {
             if !kernel.pages.contains_key(&page) {
                 word.saw_hole();
             }
+        }
+        if write {
+            kernel.protected.remove(&page);
         }
         let touched = kernel.with_page(page, write, act);
         touched.ok_or(BusError::Lost(at))

@@ -5,6 +5,7 @@
 //! 2. Words and reverse maps agree, in both directions, and count the same.
 //! 3. Nothing is on the move, no staging slot is held, no frame is nobody's.
 //! 4. Whatever was unmapped is on no device.
+//! 5. What is marked as protected cannot be written, and nothing else is kept from it.
 //!
 //! Where device page tables point is not known here: a checker that has them asks
 //! [`Sim::home`](crate::Sim::home) and [`Sim::pages_on`](crate::Sim::pages_on).
@@ -12,7 +13,7 @@
 use crate::Sim;
 use crate::kernel::{Kernel, Pte};
 use crate::region::Part;
-use gpusvm_mm::{DevicePage, Place};
+use gpusvm_mm::{DevicePage, Place, WordState};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{DevicePfn, PageCount, PageIndex};
 use std::collections::BTreeMap;
@@ -62,6 +63,7 @@ impl Sim {
                     "{page:?} is unmapped, and still mirrored: {word:?}"
                 ));
             }
+            check_protection(kernel, page, word)?;
             let device = match word.place {
                 Place::System => continue,
                 Place::Device(device) => device,
@@ -119,6 +121,20 @@ impl Sim {
         }
         Ok(())
     }
+}
+
+/// Copies are read of pages that are marked: none of these can be written unheard.
+fn check_protection(kernel: &Kernel, page: PageIndex, word: WordState) -> Result<(), String> {
+    let is_protected = kernel.protected.contains(&page);
+    if word.protected && word.place != Place::System {
+        return Err(format!("{page:?} is protected, and not in RAM: {word:?}"));
+    }
+    if word.protected != is_protected {
+        return Err(format!(
+            "{page:?} is marked {word:?}, and protected: {is_protected}"
+        ));
+    }
+    Ok(())
 }
 
 /// No frame is nobody's, and none is where nothing is mapped.

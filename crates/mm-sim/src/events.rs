@@ -141,6 +141,8 @@ impl Sim {
             });
             let mut kernel = self.kernel.lock();
             mark_what_came_after(&kernel, &region, there, (from, to));
+            // Copies were of the old place.
+            kernel.unprotect(there);
             if let Err(other) = kernel.parts.insert(Arc::clone(&region)) {
                 let lost = format!("{there} was remapped onto {other}, which is mirrored");
                 kernel.lost.push(lost);

@@ -4,6 +4,7 @@
 //!   a thread touched a page
 //!     |- the block is busy: the thread waits until it is free, and tries again
 //!     |- the page was unmapped, or moved: the event will say, a little later
+//!     |- the page is read in copies: nobody reads them any more, and it can be written
 //!     |- the page is RAM's: never touched, or dropped: zeroes
 //!     |- the page lives on a device: its owner brings it home, or says when
 //!     `- it cannot come home: a bus error, never a hang
@@ -13,7 +14,7 @@ use crate::Sim;
 use crate::block::BlockGuard;
 use crate::kernel::{Kernel, Pte};
 use crate::stats::Counters;
-use gpusvm_mm::{Block, CpuFault, DevicePage, FaultOutcome, Place, Time, Wanted};
+use gpusvm_mm::{Block, CpuFault, DevicePage, FaultOutcome, Place, Reason, Time, Wanted};
 use gpusvm_types::{ByteSize, PageIndex, Span, VirtAddr};
 use std::time::Duration;
 
@@ -54,11 +55,19 @@ impl Sim {
         if word.dropped {
             block.release_dropped(Span::page_of(at));
         }
+        if block.region.word(page).get().protected {
+            Counters::count(&self.counters.write_faults);
+            block.unprotect(block.protected_around(page), Reason::Write);
+            return Urgency::Done;
+        }
         match block.region.word(page).get().place {
             Place::Device(device) => self.bring_page_home(&mut block, at, device),
             Place::System => {
                 Counters::count(&self.counters.zero_fills);
-                zero_fill(&mut self.kernel.lock(), &block, page);
+                let mut kernel = self.kernel.lock();
+                // Protected, and not marked: by whoever is gone.
+                kernel.protected.remove(&page);
+                zero_fill(&mut kernel, &block, page);
                 Urgency::Done
             }
             // Only the holder of the lock, which is us, sees these.

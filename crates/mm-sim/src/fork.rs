@@ -101,6 +101,7 @@ impl Sim {
     fn copy(&self) -> Child {
         let mut kernel = self.kernel.lock();
         kernel.has_forked = true;
+        // What is protected is not so in the child, which has no engine; copies are of the parent.
         let mut pages = kernel.pages.clone();
         // What could not come home: a bus error, never zeroes.
         for part in kernel.parts.all() {
@@ -133,6 +134,7 @@ impl Sim {
         kernel.pages.clear();
         kernel.huge.clear();
         kernel.pinned.clear();
+        kernel.protected.clear();
     }
 }
 

@@ -25,6 +25,8 @@ pub enum Step {
     Arm,
     /// A page that comes home is put in.
     CommitIn,
+    /// The address space keeps writers from pages.
+    Protect,
     /// A device finds memory.
     Allocate,
     /// A device names the pages of an allocation.

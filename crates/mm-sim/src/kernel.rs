@@ -68,7 +68,7 @@ pub(crate) enum Refused {
     Segv,
     /// The page is lost.
     Bus,
-    /// The engine is asked.
+    /// The engine is asked: the page is missing, or protected and to be written.
     Missing,
 }
 
@@ -79,6 +79,8 @@ pub(crate) struct Kernel {
     /// Blocks whose pages are one huge page.
     pub(crate) huge: BTreeSet<VirtAddr>,
     pub(crate) pinned: BTreeSet<PageIndex>,
+    /// Pages that are there and cannot be written before the engine was asked.
+    pub(crate) protected: BTreeSet<PageIndex>,
     pub(crate) parts: Parts,
     pub(crate) jobs: VecDeque<Job>,
     pub(crate) frames: Frames,
@@ -98,6 +100,7 @@ impl Kernel {
             pages: BTreeMap::new(),
             huge: BTreeSet::new(),
             pinned: BTreeSet::new(),
+            protected: BTreeSet::new(),
             parts: Parts::default(),
             jobs: VecDeque::new(),
             frames: Frames::default(),
@@ -214,6 +217,14 @@ impl Kernel {
         let pages: Vec<PageIndex> = pages.map(|(page, _)| *page).collect();
         for page in pages {
             self.pages.remove(&page);
+            self.protected.remove(&page);
+        }
+    }
+
+    /// Pages of `span` can be written.
+    pub(crate) fn unprotect(&mut self, span: Span) {
+        for page in span.pages() {
+            self.protected.remove(&page);
         }
     }
 
@@ -235,6 +246,10 @@ impl Kernel {
             }
             if self.pinned.remove(&old) {
                 self.pinned.insert(new);
+            }
+            // As with userfaultfd: what is protected stays so, wherever it is.
+            if self.protected.remove(&old) {
+                self.protected.insert(new);
             }
         }
     }
@@ -301,6 +316,13 @@ impl Kernel {
                 None => {}
             }
             self.fill(page, write);
+        }
+        if write && self.protected.contains(&page) {
+            if self.parts.find(at).is_some() {
+                return Err(Refused::Missing);
+            }
+            // Nobody's any more, or not known yet: nobody has copies of it.
+            self.protected.remove(&page);
         }
         self.with_page(page, write, act).ok_or(Refused::Bus)
     }

@@ -59,6 +59,7 @@ mod space; // the contract
 mod block; // a locked block
 mod outbound; // RAM to device
 mod inbound; // device to RAM
+mod protect; // pages that are read in copies
 mod calls; // mmap, munmap and friends
 mod events; // what the engine does about them
 mod adopt; // what is mirrored

@@ -138,6 +138,7 @@ impl<'b> SimOutbound<'b> {
         let whole = run.page_count().as_usize() == PAGES_PER_BLOCK;
         self.huge = whole && kernel.huge.contains(&run.start());
         kernel.split_huge(run);
+        kernel.unprotect(run);
         for (source, page) in self.sources[first..].iter_mut().zip(run.pages()) {
             *source = match fails {
                 true => Source::Kept(KeptReason::Busy),
@@ -201,7 +202,7 @@ pub(crate) const EAGAIN: i32 = 11;
 
 impl Sim {
     /// Clears the mark of a dropped page that the kernel has taken by now.
-    fn settle_hole(&self, page: PageIndex, word: &PageWord) {
+    pub(crate) fn settle_hole(&self, page: PageIndex, word: &PageWord) {
         if !self.kernel.lock().pages.contains_key(&page) {
             word.saw_hole();
         }

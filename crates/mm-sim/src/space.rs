@@ -8,7 +8,7 @@ use crate::outbound::EAGAIN;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
     AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
-    Mirror, MmError, Notifiers, Seen, Snapshot, Time, Vma, Wanted,
+    Intent, Mirror, MmError, Notifiers, Reason, Seen, Snapshot, Time, Vma, Wanted,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
@@ -129,15 +129,20 @@ impl AddressSpace for Sim {
         }
     }
 
+    fn can_watch_writes(&self) -> bool {
+        true
+    }
+
     fn range_fault(
         &self,
         span: Span,
         owner: Option<OwnerId>,
+        intent: Intent,
         homes: &mut [Home],
     ) -> Result<(), MmError> {
         let look = || {
             self.step(format_args!("range fault {span}"));
-            self.look(span, owner, homes)
+            self.look(span, owner, intent, homes)
         };
         range_fault::until_stable(span, || self.time(), look)
     }
@@ -199,6 +204,7 @@ impl Sim {
         &self,
         span: Span,
         owner: Option<OwnerId>,
+        intent: Intent,
         homes: &mut [Home],
     ) -> Result<Snapshot, MmError> {
         if self.is_gone() {
@@ -216,6 +222,8 @@ impl Sim {
                 homes[span.index_of(page)] = home;
                 match home {
                     Home::System | Home::Unmapped => {}
+                    Home::Protected if intent == Intent::Read => {}
+                    Home::Protected => return Ok(self.unprotect_for_others(page)),
                     Home::Moving => {
                         // Whoever moves it holds the block; a dropped page needs somebody to.
                         let block = BlockGuard::lock_within(self, page.start(), RANGE_TIMEOUT);
@@ -230,6 +238,17 @@ impl Sim {
             }
         }
         Ok(Snapshot::Stable)
+    }
+
+    /// A device is about to write: with the protected pages around it.
+    fn unprotect_for_others(&self, page: PageIndex) -> Snapshot {
+        match BlockGuard::lock_within(self, page.start(), RANGE_TIMEOUT) {
+            Ok(Some(block)) if block.region.word(page).get().protected => {
+                block.unprotect(block.protected_around(page), Reason::Write);
+                Snapshot::BroughtHome
+            }
+            _ => Snapshot::Moving,
+        }
     }
 
     /// With what belongs to it. Pages of the asking owner in the same block stay.

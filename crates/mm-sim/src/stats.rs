@@ -41,6 +41,10 @@ counters! {
     commits,
     /// Migrations to devices that put everything back.
     aborts,
+    /// Times that pages were write-protected, to be copied.
+    protections,
+    /// Writes of protected pages.
+    write_faults,
     /// Migrations home that began.
     device_collects,
     /// Migrations home that ended in RAM.

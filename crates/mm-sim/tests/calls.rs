@@ -198,7 +198,10 @@ fn after_exit_everything_is_gone() {
         assert_eq!(sim.arm(span), Err(MmError::Gone));
         assert_eq!(sim.lock_block(span).unwrap_err(), MmError::Gone);
         let mut homes = [Home::System; 4];
-        assert_eq!(sim.range_fault(span, None, &mut homes), Err(MmError::Gone));
+        assert_eq!(
+            sim.range_fault(span, None, gpusvm_mm::Intent::Read, &mut homes),
+            Err(MmError::Gone)
+        );
         check(&sim, &device);
     });
 }

@@ -175,11 +175,13 @@ fn range_fault_brings_foreign_pages_home_after_their_timeslice() {
     fill(&sim, span, 1);
     device.pull(&sim, span, None).unwrap();
     let mut homes = [Home::Moving; 4];
-    sim.range_fault(span, Some(OwnerId(1)), &mut homes).unwrap();
+    sim.range_fault(span, Some(OwnerId(1)), gpusvm_mm::Intent::Read, &mut homes)
+        .unwrap();
     assert!(homes.iter().all(|home| matches!(home, Home::Device(_))));
     let due = sim.now().after(Duration::from_millis(3));
     device.set_timeslice(sim.now(), Duration::from_millis(3));
-    sim.range_fault(span, Some(OwnerId(2)), &mut homes).unwrap();
+    sim.range_fault(span, Some(OwnerId(2)), gpusvm_mm::Intent::Read, &mut homes)
+        .unwrap();
     assert_eq!(homes, [Home::System; 4]);
     assert!(sim.now() >= due);
 }
@@ -198,7 +200,7 @@ fn range_fault_waits_a_second_for_pages_on_the_move() {
     let look = move || {
         looker.sleep(Duration::from_millis(1));
         let mut homes = [Home::System; 4];
-        let found = looker.range_fault(span, None, &mut homes);
+        let found = looker.range_fault(span, None, gpusvm_mm::Intent::Read, &mut homes);
         assert_eq!(found, Err(MmError::Unstable { span }));
         assert!(looker.now() < Time::START.after(Duration::from_secs(3)));
     };

@@ -45,6 +45,12 @@ pub enum MmError {
         /// Which page.
         at: VirtAddr,
     },
+    /// Not every write of the program to a protected page would be caught, or some would fail.
+    #[error("writes to {span} cannot be watched here: it is not read in copies")]
+    UnwatchedWrites {
+        /// What was to be read in copies.
+        span: Span,
+    },
     /// No room for another device memory.
     #[error("too many device memories in one address space")]
     TooManyDevices,
@@ -68,6 +74,7 @@ impl MmError {
             Self::NotMirrored { .. } | Self::Unstable { .. } => 16, // EBUSY
             Self::CrossesBlock { .. } | Self::NotArmed { .. } => 22, // EINVAL
             Self::NoStaging { .. } => 12,                  // ENOMEM
+            Self::UnwatchedWrites { .. } => 95,            // EOPNOTSUPP
             Self::TooManyDevices => 28,                    // ENOSPC
             Self::System { errno, .. } => *errno,
         }

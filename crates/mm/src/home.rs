@@ -10,6 +10,9 @@
 //!   flags, set at any time by events, without a lock:
 //!     dropped   the program gave the contents up (MADV_DONTNEED)
 //!     unmapped  the mapping is gone
+//!
+//!   flag of a page in RAM, set and cleared by the holder of the block lock, cleared by every mark_*:
+//!     protected the CPU cannot write the page: devices may have copies of it to read
 //! ```
 //!
 //! Only the holder of the block lock changes the state; events only add flags. So a state change is
@@ -18,7 +21,8 @@
 //! # Invariants
 //!
 //! A word names a device page exactly as long as that page holds, or has just held, the only copy of
-//! the page's bytes.
+//! the page's bytes. Where bytes are in RAM and in copies on devices, the word says `System` and
+//! `protected`, and nobody can write any of them before it does not.
 
 use gpusvm_sync::atomic::{AtomicU64, Ordering};
 use gpusvm_types::{DevicePfn, PageCount};
@@ -57,6 +61,8 @@ impl DeviceRun {
 pub enum Home {
     /// RAM, or nowhere yet: the CPU's kernel decides.
     System,
+    /// RAM, as `System`, but the CPU cannot write it, and no device may: there may be copies of it.
+    Protected,
     /// A device.
     Device(DevicePage),
     /// On the move: ask again.
@@ -74,6 +80,8 @@ pub struct WordState {
     pub dropped: bool,
     /// The mapping is gone.
     pub unmapped: bool,
+    /// In RAM, write-protected, because devices may have copies.
+    pub protected: bool,
 }
 
 /// The state part of a word.
@@ -94,6 +102,9 @@ impl WordState {
     pub const fn home(self) -> Home {
         match (self.unmapped, self.place) {
             (true, _) => Home::Unmapped,
+            // What was given up is not there to be read any more, and copies of it are about to go.
+            (_, Place::System) if self.protected && self.dropped => Home::Moving,
+            (_, Place::System) if self.protected => Home::Protected,
             (_, Place::System) => Home::System,
             (_, Place::Device(page)) if !self.dropped => Home::Device(page),
             _ => Home::Moving,
@@ -116,6 +127,8 @@ const LEAVING: u64 = 3;
 const STATE: u64 = 3;
 const DROPPED: u64 = 1 << 2;
 const UNMAPPED: u64 = 1 << 3;
+const PROTECTED: u64 = 1 << 4;
+/// Those that a change of the state keeps.
 const FLAGS: u64 = DROPPED | UNMAPPED;
 const MEMORY_SHIFT: u32 = 8;
 const PFN_SHIFT: u32 = 32;
@@ -165,6 +178,19 @@ impl PageWord {
     /// The device page stays after all. For the holder of the block lock.
     pub fn stay_on_device(&self, page: DevicePage) -> WordState {
         self.transition(DEVICE | encode(page))
+    }
+
+    /// Writes of the page are caught from now on: it is about to be read in copies. Whether that is
+    /// news. For the holder of the block lock, and pages in RAM.
+    pub fn protect(&self) -> bool {
+        let before = self.0.fetch_or(PROTECTED, Ordering::AcqRel);
+        debug_assert_eq!(before & STATE, SYSTEM, "protected, and not in RAM");
+        before & PROTECTED == 0
+    }
+
+    /// No copy can be read any more, and writes are not caught. For the holder of the block lock.
+    pub fn unprotect(&self) {
+        self.0.fetch_and(!PROTECTED, Ordering::AcqRel);
     }
 
     /// The program gave the contents up. At any time.
@@ -233,6 +259,7 @@ fn decode(word: u64) -> WordState {
         place,
         dropped: word & DROPPED != 0,
         unmapped: word & UNMAPPED != 0,
+        protected: word & PROTECTED != 0,
     }
 }
 
@@ -302,5 +329,23 @@ mod tests {
             word.get().dropped,
             "the device page still has to be given back"
         );
+    }
+
+    #[test]
+    fn a_page_is_protected_until_it_is_taken_or_given_up() {
+        let word = PageWord::default();
+        assert!(word.protect());
+        assert!(!word.protect(), "it was");
+        assert_eq!(word.get().home(), Home::Protected);
+        word.drop_contents();
+        assert_eq!(word.get().home(), Home::Moving, "copies of it are to go");
+        word.saw_hole();
+        assert_eq!(word.get().home(), Home::Protected);
+        word.unprotect();
+        assert_eq!(word.get().home(), Home::System);
+        word.protect();
+        word.mark_collected();
+        word.settle_system();
+        assert_eq!(word.get().home(), Home::System);
     }
 }

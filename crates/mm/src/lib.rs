@@ -6,6 +6,7 @@
 //!   AddressSpace  ---- vma, mirrored, arm, range_fault, snapshot, now
 //!        |        ---- lock_block ----> Block
 //!        |                               |-- collect -------> Outbound -- commit  RAM -> device
+//!        |                               |-- write_protect -> copies to read, until somebody writes
 //!        |                               `-- collect_device -> Inbound -- commit  device -> RAM
 //!        |        ---- notifiers -----> Notifiers: subscribers learn what changes, before it does
 //!        |
@@ -57,4 +58,4 @@ pub use notifier::{IntervalNotifier, Invalidation, Notifiers, Reason, Sequence, 
 pub use range_fault::Snapshot;
 pub use rmap::Rmap;
 pub use seen::Seen;
-pub use space::{AddressSpace, ArmToken, Mirror, Time, Vma, VmaKind};
+pub use space::{AddressSpace, ArmToken, Intent, Mirror, Time, Vma, VmaKind};

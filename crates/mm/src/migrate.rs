@@ -8,6 +8,9 @@
 //!                                               `--drop--> every page stays on the device
 //! ```
 //!
+//! A page that is only read is not moved but copied: `write_protect` lets it stay where it is, and
+//! whoever writes it first waits for the block, and takes every copy out of reach of its device.
+//!
 //! Between collect and commit nobody can reach the pages: CPU threads that touch them wait, devices
 //! were zapped and flushed. So a copy in between copies everything, once.
 //!
@@ -105,6 +108,24 @@ pub trait Block {
         span: Span,
         select: &mut dyn FnMut(PageIndex, DevicePage) -> bool,
     ) -> Result<Self::Inbound<'_>, MmError>;
+
+    /// Keeps everybody from writing the pages of `span` that are in RAM, and says in `sources` where
+    /// each can be read for as long as the block is locked: copies of them are the same bytes from then
+    /// on, until subscribers hear of [`Reason::Write`](crate::Reason::Write), or another reason. What
+    /// was never touched becomes the zero page, so that its first write is caught. Device mappings of
+    /// before, which may be writable, are gone; those of pages that were protected already stay.
+    ///
+    /// Pages that somebody's DMA has pinned before are not seen to be written by it.
+    ///
+    /// # Errors
+    ///
+    /// `UnwatchedWrites` when the world does not see them all, `NotArmed`, `Gone`, or what its mechanism
+    /// refused; then nothing is protected that was not before.
+    ///
+    /// # Panics
+    ///
+    /// When `sources` is not as long as `span`, or `span` is not in the block.
+    fn write_protect(&mut self, span: Span, sources: &mut [Source]) -> Result<(), MmError>;
 }
 
 /// Pages that were taken out. Dropping it puts them back.

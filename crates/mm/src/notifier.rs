@@ -43,6 +43,10 @@ pub enum Reason {
     Migrate(Option<OwnerId>),
     /// The permissions change.
     Protect,
+    /// The CPU, or a device, is about to write pages that others read in copies
+    /// (`MMU_NOTIFY_EXCLUSIVE`, `MMU_NOTIFY_CLEAR` of a write fault). Or they are about to be copied,
+    /// and must not be writable any more.
+    Write,
 }
 
 /// Who wants to know.

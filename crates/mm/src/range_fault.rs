@@ -30,7 +30,7 @@ pub enum Snapshot {
     Stable,
     /// A page is on the move.
     Moving,
-    /// A page was where it may not be, and is home now.
+    /// A page was where it may not be, and is home now; or was protected, and is not any more.
     BroughtHome,
     /// A page is where it may not be, but could not leave before now.
     Held,

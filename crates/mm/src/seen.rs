@@ -45,7 +45,7 @@ impl Seen {
     /// What a page's word tells. `None` when it leaves that to the page table.
     pub const fn by_word(home: Home) -> Option<Self> {
         match home {
-            Home::System => None,
+            Home::System | Home::Protected => None,
             Home::Device(page) => Some(Self::Device(page)),
             Home::Moving => Some(Self::Moving),
             Home::Unmapped => Some(Self::Unmapped),

@@ -79,6 +79,16 @@ impl Mirror {
     }
 }
 
+/// What somebody is about to do with pages that it looks up (`HMM_PFN_REQ_WRITE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Load. Pages that are protected stay so.
+    Read,
+    /// Store, or map for others to store at any time: pages are not protected any more, and copies of
+    /// them are out of reach.
+    Write,
+}
+
 /// One process address space, real or simulated.
 pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
     /// A locked block. Dropping it unlocks and wakes who waits for its pages.
@@ -153,8 +163,13 @@ pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
     /// use. No address is needed: the way of eviction.
     fn lock_device_page(&self, page: DevicePage) -> Option<(Self::Block<'_>, PageIndex)>;
 
+    /// Whether every write of the program to a protected page is caught, those of system calls too,
+    /// and none of them fails: else pages are never read in copies.
+    fn can_watch_writes(&self) -> bool;
+
     /// Where the pages of `span` live, none of them on the move: `hmm_range_fault`. Device pages of
-    /// other owners than `owner` come home first.
+    /// other owners than `owner` come home first; protected pages, if they are to be written, are
+    /// unprotected first, and then no page is [`Home::Protected`].
     ///
     /// # Errors
     ///
@@ -164,6 +179,7 @@ pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
         &self,
         span: Span,
         owner: Option<OwnerId>,
+        intent: Intent,
         homes: &mut [Home],
     ) -> Result<(), MmError>;
 

@@ -10,6 +10,9 @@
 //!   Devmem <--- Zdd, counted: one reference for each device page in use ---> release, once
 //! ```
 //!
+//! A page that is only read need not move: a [`Duplicate`] is a copy of it that lives as long as the
+//! mapping that reads it.
+//!
 //! A [`Pagemap`] is a device's memory as an address space sees it; [`Pagemaps`] are all of them. A
 //! [`Devmem`] is one allocation of a memory, filled by one migration. Every device page in use counts as a reference to its allocation (the
 //! [`zdd`]); when the last page is gone, whatever took it away, the allocation is released.
@@ -38,6 +41,7 @@ extern crate alloc;
 
 pub mod migrate;
 pub(crate) mod peer_copy;
+pub mod duplicate;
 pub mod fault;
 pub mod evict;
 pub mod pagemap;
@@ -51,6 +55,7 @@ pub mod error;
 
 pub use addr::PagemapAddr;
 pub use devmem::{Devmem, DevmemError, DevmemOps, Holder, Holds, PreMigrateFence};
+pub use duplicate::Duplicate;
 pub use error::{EvictError, MigrateError};
 pub use migrate::{MigrateRequest, Migrated, Mode};
 pub use owner::{Owner, OwnerList, Peer};

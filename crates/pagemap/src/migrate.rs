@@ -151,7 +151,11 @@ fn is_here<M: AddressSpace>(pagemap: &Pagemap<M>, collected: &impl Outbound) -> 
     collected.sources().iter().all(is_ours)
 }
 
-fn check<M: AddressSpace>(mm: &M, devmem: &Devmem, span: Span) -> Result<(), MigrateError> {
+pub(crate) fn check<M: AddressSpace>(
+    mm: &M,
+    devmem: &Devmem,
+    span: Span,
+) -> Result<(), MigrateError> {
     if devmem.size() < span.page_count() {
         return Err(MigrateError::TooSmall {
             span,

@@ -30,11 +30,13 @@ pub enum Cause {
     Fork,
     /// They were asked for, or the engine ends.
     Asked,
+    /// They do not move: the device gets a copy to read.
+    Duplicate,
 }
 
 impl Cause {
     /// All of them, in the order of [`Cause::index`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::DeviceFault,
         Self::CpuFault,
         Self::Prefetch,
@@ -43,6 +45,7 @@ impl Cause {
         Self::Unmap,
         Self::Fork,
         Self::Asked,
+        Self::Duplicate,
     ];
 
     /// The place in arrays of counters.
@@ -64,6 +67,7 @@ impl Cause {
             Self::Unmap => "unmap",
             Self::Fork => "fork",
             Self::Asked => "asked",
+            Self::Duplicate => "duplicate",
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{GpuSvm, Range, pages};
 use alloc::sync::Arc;
-use gpusvm_mm::{AddressSpace, IntervalNotifier, Mirror};
+use gpusvm_mm::{AddressSpace, Intent, IntervalNotifier, Mirror};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::Span;
 
@@ -50,9 +50,9 @@ impl<M: AddressSpace> GpuSvm<M> {
             };
             if matches!(mirror, Mirror::Mapping(_)) {
                 // Best effort: what cannot come home now is still the CPU's to fault on.
-                let _ = self
-                    .mm
-                    .range_fault(piece, None, &mut pages::homes_for(piece));
+                let _ =
+                    self.mm
+                        .range_fault(piece, None, Intent::Read, &mut pages::homes_for(piece));
             }
             rest = Span::new(piece.end(), span.end()).ok();
         }

@@ -1,9 +1,9 @@
 //! Where the pages of a range are, ready to be mapped: `drm_gpusvm_get_pages`.
 
 use crate::reached::Reached;
-use crate::{DeviceIndex, FaultCtx, GetPagesError, GpuSvm, Permission, Range, pages};
+use crate::{Copies, DeviceIndex, FaultCtx, GetPagesError, GpuSvm, Permission, Range, pages};
 use alloc::sync::Arc;
-use gpusvm_mm::{AddressSpace, DevicePage, Home, Sequence};
+use gpusvm_mm::{AddressSpace, DevicePage, Home, Intent, Sequence};
 use gpusvm_pagemap::{Pagemap, PagemapAddr, Pagemaps, Peer};
 use gpusvm_types::{DmaAddr, Span, VirtAddr};
 
@@ -29,6 +29,9 @@ pub struct Reach<'a, M: AddressSpace> {
     pub peer: Peer,
     /// Whether it reaches RAM in place.
     pub ram: bool,
+    /// Whether it faults on what it lost. Then it may map pages that are protected, to read them: the
+    /// next write takes them away.
+    pub faults: bool,
 }
 
 /// What can be mapped, as long as the sequence is current. Device pages are mapped for the device to
@@ -61,7 +64,8 @@ impl<M: AddressSpace> Prepared<M> {
 }
 
 impl<M: AddressSpace> GpuSvm<M> {
-    /// Where the pages of `range` are and how the device reaches them. Nothing is mapped yet:
+    /// Where the pages of `range` are and how the device reaches them: those that have one by their
+    /// copy. A write makes protected pages writable first, a read leaves them protected. Nothing is mapped yet:
     /// [`GpuSvm::commit`] does that if it is still true by then.
     ///
     /// # Errors
@@ -75,10 +79,23 @@ impl<M: AddressSpace> GpuSvm<M> {
         range: &Range<M>,
         reach: &Reach<'_, M>,
         ctx: &FaultCtx,
+        copies: Option<Copies>,
     ) -> Result<Prepared<M>, GetPagesError> {
         gpusvm_sync::walk!("get_pages");
         let span = range.span();
-        let sequence = range.notifier().read_begin();
+        let intent = match ctx.read_only && reach.faults {
+            true => Intent::Read,
+            false => Intent::Write,
+        };
+        if intent == Intent::Write && range.can_migrate() && copies.is_none() {
+            // Unprotecting pages invalidates them: before the sequence is read, or all is for nothing.
+            let mut homes = pages::homes_for(span);
+            self.mm.range_fault(span, ctx.owner, intent, &mut homes)?;
+        }
+        let (sequence, duplicate) = match copies {
+            Some(copies) => (copies.sequence, Some(copies.duplicate)),
+            None => (range.notifier().read_begin(), None),
+        };
         let vma = self
             .mm
             .find_vma(span.start())?
@@ -87,28 +104,35 @@ impl<M: AddressSpace> GpuSvm<M> {
         if !vma.writable && !ctx.read_only {
             return Err(GetPagesError::ReadOnly { span });
         }
-        let permission = match vma.writable {
+        let of_vma = match vma.writable {
             true => Permission::Write,
             false => Permission::Read,
         };
+        let mut permission = of_vma;
         let mut homes = pages::homes_for(span);
         if range.can_migrate() {
-            self.mm.range_fault(span, ctx.owner, &mut homes)?;
+            self.mm.range_fault(span, ctx.owner, intent, &mut homes)?;
         }
         let mut mapper = Mapper::new(reach, ctx);
         for (page, home) in span.pages().zip(homes) {
             let at = page.start();
-            let address = match home {
-                Home::System => mapper.in_ram(at)?,
-                Home::Device(device) => mapper.on_device(at, device)?,
-                Home::Moving | Home::Unmapped => return Err(GetPagesError::Unmapped { span }),
+            let copy = duplicate.as_ref().and_then(|copies| copies.copy_of(page));
+            let address = match (home, copy) {
+                (Home::Protected, Some(copy)) => mapper.on_device(at, copy)?,
+                _ => mapper.at_home(at, home)?,
             };
+            let of_page = match home {
+                Home::Protected => Permission::Read,
+                _ => of_vma,
+            };
+            permission = permission.min(of_page);
             mapper.reached.push(PageRun {
                 span: Span::page_of(at),
                 address,
-                permission,
+                permission: of_page,
             });
         }
+        mapper.reached.keep(duplicate);
         Ok(Prepared {
             device: reach.device,
             sequence,
@@ -137,6 +161,18 @@ impl<'a, M: AddressSpace> Mapper<'a, M> {
             any_in_ram: false,
             pagemap: None,
             reached: Reached::nothing(),
+        }
+    }
+
+    /// Where a page lives.
+    fn at_home(&mut self, at: VirtAddr, home: Home) -> Result<PagemapAddr, GetPagesError> {
+        match home {
+            Home::System | Home::Protected => self.in_ram(at),
+            Home::Device(device) => self.on_device(at, device),
+            Home::Moving | Home::Unmapped => {
+                let span = Span::page_of(at);
+                Err(GetPagesError::Unmapped { span })
+            }
         }
     }
 

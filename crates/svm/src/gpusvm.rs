@@ -3,7 +3,7 @@
 use crate::tree::Tree;
 use crate::{DeviceIndex, PageRun, Prepared, Range, pages};
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use gpusvm_mm::AddressSpace;
+use gpusvm_mm::{AddressSpace, Intent};
 use gpusvm_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use gpusvm_sync::{Mutex, RwLock, RwLockReadGuard};
 use gpusvm_types::{ByteSize, Span, VirtAddr};
@@ -194,7 +194,8 @@ impl<M: AddressSpace> GpuSvm<M> {
     pub fn range_evict(&self, range: &Range<M>) -> Result<(), gpusvm_mm::MmError> {
         gpusvm_sync::walk!("range_evict");
         let mut homes = pages::homes_for(range.span());
-        self.mm.range_fault(range.span(), None, &mut homes)
+        self.mm
+            .range_fault(range.span(), None, Intent::Read, &mut homes)
     }
 
     /// Lets the memory of a range be no longer watched for it.

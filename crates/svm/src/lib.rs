@@ -43,6 +43,7 @@ pub mod chunk;
 pub mod range;
 pub mod pages;
 pub mod history;
+pub mod copies;
 pub mod get_pages;
 pub(crate) mod reached;
 pub mod invalidate;
@@ -51,6 +52,7 @@ pub mod garbage;
 pub mod scan;
 pub mod error;
 
+pub use copies::Copies;
 pub use error::{FindError, GetPagesError};
 pub use find::FaultCtx;
 pub use get_pages::{PageRun, Prepared, Reach};

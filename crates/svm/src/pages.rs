@@ -11,9 +11,10 @@ use crate::reached::Reached;
 use crate::{History, Prepared, Quiesced};
 use alloc::{vec, vec::Vec};
 use gpusvm_mm::{AddressSpace, Home, Time};
+use gpusvm_pagemap::Duplicate;
 use gpusvm_sync::Mutex;
 use gpusvm_sync::atomic::{AtomicU8, Ordering};
-use gpusvm_types::Span;
+use gpusvm_types::{PageCount, Span};
 
 /// What a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +73,25 @@ impl<M: AddressSpace> Pages<M> {
         &self.history
     }
 
+    /// Takes the copies that the device read and does not any more: dropping them gives their memory
+    /// back. Not for fault handlers, and nothing else takes them but the next mapping.
+    pub fn reclaim(&self) -> Option<Duplicate> {
+        let mut reached = self.reached.lock();
+        let is_mapped = self.mapped.load(Ordering::Acquire) != NOT_MAPPED;
+        if is_mapped {
+            return None;
+        }
+        // An invalidation that is under way has zapped and flushed.
+        reached.end();
+        reached.take_duplicate()
+    }
+
+    /// How much device memory is used for copies that the device reads, or has read.
+    pub fn duplicated(&self) -> PageCount {
+        let reached = self.reached.lock();
+        reached.duplicate().map_or(PageCount::ZERO, Duplicate::size)
+    }
+
     /// What was prepared is mapped. Returns what was before, to be dropped without locks.
     pub(crate) fn set_mapped(
         &self,
@@ -87,8 +107,13 @@ impl<M: AddressSpace> Pages<M> {
             true => PARTLY_IN_RAM,
             false => 0,
         };
-        let before = core::mem::replace(&mut *self.reached.lock(), prepared.reached);
-        self.mapped.store(mapped | in_ram, Ordering::Release);
+        let before = {
+            let mut reached = self.reached.lock();
+            let before = core::mem::replace(&mut *reached, prepared.reached);
+            // With the lock: who reclaims finds what is mapped now as mapped.
+            self.mapped.store(mapped | in_ram, Ordering::Release);
+            before
+        };
         self.history.count_mapping(now);
         before
     }

@@ -16,7 +16,7 @@
 use crate::PageRun;
 use alloc::vec::Vec;
 use gpusvm_mm::AddressSpace;
-use gpusvm_pagemap::{Importer, PagemapAddr};
+use gpusvm_pagemap::{Duplicate, Importer, PagemapAddr};
 use gpusvm_types::PAGE_SIZE;
 
 /// Runs of pages and, for those of a device, who gives them back.
@@ -24,6 +24,8 @@ use gpusvm_types::PAGE_SIZE;
 pub(crate) struct Reached<M: AddressSpace> {
     importer: Option<Importer<M>>,
     runs: Vec<PageRun>,
+    /// Whose pages some of the runs are.
+    duplicate: Option<Duplicate>,
 }
 
 impl<M: AddressSpace> Reached<M> {
@@ -31,6 +33,7 @@ impl<M: AddressSpace> Reached<M> {
         Self {
             importer: None,
             runs: Vec::new(),
+            duplicate: None,
         }
     }
 
@@ -54,6 +57,7 @@ impl<M: AddressSpace> Reached<M> {
         debug_assert_eq!(page.span.len(), PAGE_SIZE);
         if let Some(last) = self.runs.last_mut()
             && last.span.end() == page.span.start()
+            && last.permission == page.permission
             && last.address.continues_with(page.address, last.span.len())
         {
             last.span = last.span.union(page.span);
@@ -62,7 +66,23 @@ impl<M: AddressSpace> Reached<M> {
         self.runs.push(page);
     }
 
-    /// Gives every page back. Frees no storage: for fault handlers too.
+    /// Copies that are reached live as long as this does.
+    pub(crate) fn keep(&mut self, duplicate: Option<Duplicate>) {
+        self.duplicate = duplicate;
+    }
+
+    /// The copies that are kept.
+    pub(crate) fn duplicate(&self) -> Option<&Duplicate> {
+        self.duplicate.as_ref()
+    }
+
+    /// The copies, which nothing reaches any more.
+    pub(crate) fn take_duplicate(&mut self) -> Option<Duplicate> {
+        debug_assert!(self.runs.is_empty(), "they are mapped");
+        self.duplicate.take()
+    }
+
+    /// Gives every page back. Frees no storage, and keeps copies: for fault handlers too.
     pub(crate) fn end(&mut self) {
         if let Some(importer) = &self.importer {
             let of_device = |run: &&PageRun| !matches!(run.address, PagemapAddr::System(_));

@@ -237,8 +237,9 @@ impl World {
             pagemaps: &self.pagemaps,
             peer: ME,
             ram: true,
+            faults: true,
         };
-        self.svm.get_pages(range, &reach, &self.ctx())
+        self.svm.get_pages(range, &reach, &self.ctx(), None)
     }
 
     /// Moves some of the pages that are in RAM to a memory.

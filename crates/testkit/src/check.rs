@@ -6,7 +6,8 @@
 //!        |  was unmapped         |  is another's too     |  and not freed
 //! ```
 
-use crate::mirror::{Mirror, home_of};
+use crate::dmirror::Entry;
+use crate::mirror::{Mirror, home_of, words_of};
 use crate::world::World;
 use gpusvm_device::Target;
 use gpusvm_mm::{AddressSpace, DevicePage, Home, Mirror as Mirrored};
@@ -55,7 +56,7 @@ fn homes<W: World>(
                 }
             }
             Home::Moving => wrong.push(format!("{page:?} is on the move, and nothing moves")),
-            Home::System | Home::Unmapped => {}
+            Home::System | Home::Protected | Home::Unmapped => {}
         }
     }
     homes
@@ -96,6 +97,10 @@ fn mappings_lead_home<W: World>(
         }
         let wanted = match home_of(mm, at) {
             Home::System => Some(Target::System(DmaAddr::new(at.get()))),
+            Home::Protected => {
+                copy_is_the_same(world, mirror, page, &entry, says);
+                continue;
+            }
             Home::Device(device) => reach(mirrors, mirror, device),
             Home::Moving | Home::Unmapped => None,
         };
@@ -105,6 +110,37 @@ fn mappings_lead_home<W: World>(
                 entry.target
             ));
         }
+    }
+}
+
+/// A page that is read in copies: nobody maps it to write, and who maps a copy reads the same.
+fn copy_is_the_same<W: World>(
+    world: &W,
+    mirror: &Mirror<W::Mm>,
+    page: PageIndex,
+    entry: &Entry,
+    says: &mut impl FnMut(String),
+) {
+    let at = page.start();
+    let in_place = Target::System(DmaAddr::new(at.get()));
+    if entry.writable {
+        says(format!(
+            "{page:?} is protected, and mapped to write: {entry:?}"
+        ));
+    }
+    if matches!(entry.target, Target::Peer(_)) {
+        says(format!("{page:?} is protected, and mapped to {entry:?}"));
+    }
+    if entry.target == in_place || !mirror.is_faulting() {
+        return;
+    }
+    let words = words_of(Span::page_of(at));
+    let copy = mirror.gpu.load(mirror.vm.id(), &words);
+    let original: Vec<u64> = words.iter().flat_map(|word| world.read(*word)).collect();
+    if copy.as_ref() != Ok(&original) {
+        says(format!(
+            "{page:?} holds {original:?}, and its copy {copy:?}"
+        ));
     }
 }
 
@@ -143,7 +179,9 @@ fn memory_adds_up<M: AddressSpace>(
     let live = pagemap.live();
     let allocated = live
         .iter()
-        .fold(PageCount::ZERO, |sum, (devmem, _)| sum + devmem.size());
+        .fold(mirror.vm.duplicated(), |sum, (devmem, _)| {
+            sum + devmem.size()
+        });
     let allocated = allocated + mirror.region.stats().object_pages;
     let (used, total) = (mirror.region.used(), mirror.region.total());
     if used > total || used != allocated {

@@ -164,7 +164,7 @@ impl<M: AddressSpace> Mirror<M> {
         };
         let writable = vma.writable;
         match home_of(&**mm, at) {
-            Home::System => Snap::System { writable },
+            Home::System | Home::Protected => Snap::System { writable },
             Home::Device(page) if self.pagemap().contains(page) => Snap::Local { writable },
             Home::Device(_) => Snap::Elsewhere,
             Home::Moving => Snap::Moving,

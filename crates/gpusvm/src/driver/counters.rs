@@ -93,6 +93,15 @@ pub struct VmStats {
     pub slips: u64,
     /// Ranges that should have moved to the device and could not.
     pub not_migrated: u64,
+    /// Ranges that were mapped with copies for reading.
+    pub duplicated: u64,
+    /// Times that the policy wanted copies, and there were none: the device cannot fault, writes are not
+    /// seen, there was no room, or pages had to stay.
+    pub not_duplicated: u64,
+    /// Copies of ranges that were given back after a write, or because their pages went.
+    pub duplicates_invalidated: u64,
+    /// Copies of ranges that went for others, or because the device was unbound.
+    pub duplicates_dropped: u64,
     /// How long faults took to serve.
     pub fault_time: Times,
     /// What faults cost, by the size of ranges, descending; sizes without a fault are left out.
@@ -200,6 +209,10 @@ pub(crate) struct Counters {
     pub(crate) not_migrated: AtomicU64,
     pub(crate) stages: Stages,
     pub(crate) rebound: AtomicU64,
+    pub(crate) duplicated: AtomicU64,
+    pub(crate) not_duplicated: AtomicU64,
+    pub(crate) duplicates_invalidated: AtomicU64,
+    pub(crate) duplicates_dropped: AtomicU64,
     fault_time: Mutex<Histogram<u64>>,
 }
 
@@ -284,6 +297,10 @@ impl Counters {
             last_resorts: AtomicU64::new(0),
             slips: AtomicU64::new(0),
             not_migrated: AtomicU64::new(0),
+            duplicated: AtomicU64::new(0),
+            not_duplicated: AtomicU64::new(0),
+            duplicates_invalidated: AtomicU64::new(0),
+            duplicates_dropped: AtomicU64::new(0),
             stages: Stages::default(),
             rebound: AtomicU64::new(0),
             fault_time: Mutex::new(times()),
@@ -306,6 +323,10 @@ impl Counters {
             slips: get(&self.slips),
             not_migrated: get(&self.not_migrated),
             rebound: get(&self.rebound),
+            duplicated: get(&self.duplicated),
+            not_duplicated: get(&self.not_duplicated),
+            duplicates_invalidated: get(&self.duplicates_invalidated),
+            duplicates_dropped: get(&self.duplicates_dropped),
             fault_time: Times::of(&self.fault_time.lock()),
             by_size: self.stages.snapshot(),
             flushes,

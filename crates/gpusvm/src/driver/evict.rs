@@ -42,9 +42,14 @@ impl<M: AddressSpace> RegionOps<M> {
             if let Some(got) = get() {
                 return Some(got);
             }
+            // Without a copy back: first.
+            if self.drop_duplicates(&vms, count, false) {
+                continue;
+            }
             let was_used = |of: &Resident| self.was_used(&vms, of);
             match self.residents.pick(memory.now(), was_used) {
                 Victim::Evict(victim) => self.evict(pagemap, &vms, &victim),
+                _ if self.drop_duplicates(&vms, count, true) => {}
                 Victim::Wait(time) => memory.vram.wait_freed(time),
                 Victim::Nothing => memory.vram.wait_freed(WAIT_FOR_OTHERS),
             }

@@ -11,6 +11,7 @@
 //! ```
 
 use crate::driver::counters;
+use crate::driver::duplicate;
 use crate::driver::policy::FaultInfo;
 use crate::driver::region::VramRegion;
 use crate::driver::report::{FaultReport, Served};
@@ -18,10 +19,12 @@ use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::stages::Stage;
 use crate::driver::vm::Vm;
 use core::time::Duration;
-use gpusvm_device::{Access, Caps, DeviceFault, FaultError, Verdict};
+use gpusvm_device::{Access, Caps, DeviceFault, FaultError, FaultMode, Verdict};
 use gpusvm_mm::{AddressSpace, MmError, Time};
 use gpusvm_pagemap::{Cause, MigrateError};
-use gpusvm_svm::{DeviceIndex, FaultCtx, FindError, GetPagesError, Permission, Range, Reach};
+use gpusvm_svm::{
+    Copies, DeviceIndex, FaultCtx, FindError, GetPagesError, Permission, Range, Reach,
+};
 use gpusvm_sync::Arc;
 use gpusvm_types::{ByteSize, Span, VirtAddr};
 
@@ -187,12 +190,12 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         // Unmapped, or not mirrored any more, since the range was found.
         Err(_) => return Ok(Pass::Stale),
     }
-    let again = if range.can_migrate() {
+    let placed = if range.can_migrate() {
         place(vm, request, &range, attempt, &mut ctx)?
     } else {
-        None
+        Placed::default()
     };
-    map(vm, request, &range, &ctx, again)
+    map(vm, request, &range, &ctx, placed)
 }
 
 /// Maps the pages of the range where they are, if they can be mapped there.
@@ -201,17 +204,20 @@ pub(crate) fn map<M: AddressSpace>(
     request: &Request,
     range: &Arc<Range<M>>,
     ctx: &FaultCtx,
-    again: Option<Duration>,
+    placed: Placed,
 ) -> Result<Pass, FaultError> {
     gpusvm_sync::walk!("map");
+    let Placed { again, copies } = placed;
+    let has_copies = copies.is_some();
     let reach = Reach {
         device: ONLY,
         pagemaps: vm.region.devices().pagemaps(),
         peer: vm.region.peer(),
         ram: vm.caps().coherent,
+        faults: vm.caps().faults == FaultMode::Replayable,
     };
     let timed = vm.time(range, Stage::GetPages);
-    let prepared = vm.svm().get_pages(range, &reach, ctx);
+    let prepared = vm.svm().get_pages(range, &reach, ctx, copies);
     drop(timed);
     let prepared = match prepared {
         Ok(prepared) => prepared,
@@ -228,6 +234,9 @@ pub(crate) fn map<M: AddressSpace>(
     });
     match bound {
         Ok(true) => {
+            if has_copies {
+                vm.is_duplicated(range);
+            }
             if let Some(after) = again {
                 vm.look_again(after, range);
             }
@@ -273,16 +282,24 @@ pub(crate) fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCt
     }
 }
 
-/// Asks the policy whether the range moves, and for how long, and moves it. Where only device memory
-/// will do, it moves in any case; after too many passes for nothing, it stays where it is. Says when
-/// to look again if pages of it are in RAM all the same.
+/// What was done about where the pages of a range are.
+#[derive(Debug, Default)]
+pub(crate) struct Placed {
+    /// When to look again if pages of it are in RAM all the same.
+    pub(crate) again: Option<Duration>,
+    /// For the device to read.
+    pub(crate) copies: Option<Copies>,
+}
+
+/// Asks the policy whether the range moves, and for how long, and moves it, or copies it. Where only
+/// device memory will do, it moves in any case; after too many passes for nothing, it stays where it is.
 pub(crate) fn place<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
     range: &Range<M>,
     attempt: u32,
     ctx: &mut FaultCtx,
-) -> Result<Option<Duration>, FaultError> {
+) -> Result<Placed, FaultError> {
     gpusvm_sync::walk!("place");
     let now = vm.now();
     let Request { at, access, .. } = *request;
@@ -295,13 +312,24 @@ pub(crate) fn place<M: AddressSpace>(
         reaches_ram: vm.caps().coherent,
     });
     ctx.timeslice = plan.timeslice;
+    if plan.duplicate && !access.is_write() && attempt < MAX_PASSES {
+        let copies = duplicate::duplicate(vm, range);
+        if copies.is_some() {
+            let again = None;
+            return Ok(Placed { again, copies });
+        }
+    }
+    let stays = |again| Placed {
+        again,
+        copies: None,
+    };
     if !plan.migrate && !ctx.devmem_only {
-        return Ok(plan.ask_again);
+        return Ok(stays(plan.ask_again));
     }
     if ctx.devmem_only || attempt < MAX_PASSES {
         migrate(vm, request, range, ctx)?;
     }
-    Ok(Some(BUSY_AGAIN))
+    Ok(stays(Some(BUSY_AGAIN)))
 }
 
 /// Moves the range to the device. That it cannot is no failure where the device reaches RAM.

@@ -19,6 +19,7 @@
 //!   gpuva      the map of that
 //!   object     memory of the device that is nobody's RAM
 //!   running    what keeps the number of an address space
+//!   duplicate  pages that are only read: copies of them, which go at the first write
 //!   revisit    what is mapped in place gets a second look
 //!   resident   launches that declare what they touch
 //!   stays      what of it stays in RAM meanwhile
@@ -58,6 +59,7 @@ pub(crate) mod fault; // the story
 pub(crate) mod policy; // what to do, never how
 pub(crate) mod populate; // pages into device memory
 pub(crate) mod evict; // and out of it, for others
+pub(crate) mod duplicate; // copies for reading
 pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
 pub(crate) mod migrate; // pages to the device, and no mapping

@@ -28,6 +28,10 @@ pub struct Plan {
     pub migrate: bool,
     /// How long they stay, whatever the CPU does.
     pub timeslice: Duration,
+    /// Whether the device gets copies to read, and the pages stay in RAM: for memory that all read and
+    /// nobody writes for a while. For read faults of devices that fault, where the address space sees
+    /// all writes; otherwise, and where there is no room, `migrate` decides.
+    pub duplicate: bool,
     /// When to ask again, if the device still wants pages that shall not migrate now.
     pub ask_again: Option<Duration>,
 }
@@ -71,6 +75,7 @@ impl Policy for MigrateOnTouch {
         let thrashes = fault.reaches_ram && fault.evictions >= THRASHES;
         Plan {
             migrate: !thrashes,
+            duplicate: false,
             timeslice: doubled.min(LONGEST),
             ask_again: thrashes.then_some(PINNED),
         }

@@ -3,7 +3,7 @@
 use crate::driver::region::Memory;
 use crate::driver::residents::{Resident, Residents};
 use core::time::Duration;
-use gpusvm_mm::{AddressSpace, Home, MmError};
+use gpusvm_mm::{AddressSpace, Home, Intent, MmError};
 use gpusvm_pagemap::{
     Cause, DevmemError, Holds, MigrateError, MigrateRequest, Mode, Pagemap, PagemapAddr,
     PagemapOps, Peer, migrate,
@@ -86,7 +86,7 @@ impl<M: AddressSpace> RegionOps<M> {
         // Before the move is announced: who declares memory waits for those that are.
         let _no_fork = mm.no_fork().ok_or(MmError::Gone)?;
         let mut homes = vec![Home::System; span.page_count().as_usize()];
-        mm.range_fault(span, Some(pagemap.owner()), &mut homes)?;
+        mm.range_fault(span, Some(pagemap.owner()), Intent::Read, &mut homes)?;
         let runs = runs_elsewhere(pagemap, span, &homes);
         let is_declared = || self.memory.stays.is_staying(span);
         if !runs.is_empty() && (is_declared() || self.must_stay(&mm, pagemap, &homes)) {
@@ -99,7 +99,12 @@ impl<M: AddressSpace> RegionOps<M> {
                     error: DevmemError::Unsupported { .. },
                     ..
                 }) => {
-                    mm.range_fault(run, None, &mut homes[..run.page_count().as_usize()])?;
+                    mm.range_fault(
+                        run,
+                        None,
+                        Intent::Read,
+                        &mut homes[..run.page_count().as_usize()],
+                    )?;
                     self.populate_run(pagemap, &request(run))?;
                 }
                 done => done?,
@@ -143,7 +148,7 @@ impl<M: AddressSpace> RegionOps<M> {
 /// The longest pieces of `span` whose pages are not in this memory.
 fn runs_elsewhere<M: AddressSpace>(pagemap: &Pagemap<M>, span: Span, homes: &[Home]) -> Vec<Span> {
     let is_elsewhere = |home: &Home| match *home {
-        Home::System => true,
+        Home::System | Home::Protected => true,
         Home::Device(page) => !pagemap.contains(page),
         Home::Moving | Home::Unmapped => false,
     };

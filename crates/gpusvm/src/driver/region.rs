@@ -131,7 +131,7 @@ impl<M: AddressSpace> VramRegion<M> {
     }
 
     /// Takes the device out of use: lets no page come to its memory any more, waits for those that are
-    /// on their way, then brings all of them home. Ranges that fault meanwhile are mapped where they
+    /// on their way, then gives copies back and brings all others home. Ranges that fault meanwhile are mapped where they
     /// are, if the device reaches them there. What can be called again, after an error.
     ///
     /// # Errors
@@ -140,6 +140,7 @@ impl<M: AddressSpace> VramRegion<M> {
     /// address space failed at. The memory is unbound all the same.
     pub fn unbind(&self) -> Result<(), EvictError> {
         self.pagemap.unbind();
+        self.memory.all_vms().for_each(|vm| vm.drop_duplicates());
         let evicted = self.pagemap.evict_all(Cause::Asked);
         self.ops.residents.forget_gone();
         evicted?;
@@ -185,6 +186,11 @@ impl<M: AddressSpace> VramRegion<M> {
         self.ops.make_room(&self.pagemap, count, get)
     }
 
+    /// The driver's part of it.
+    pub(crate) fn ops(&self) -> &RegionOps<M> {
+        &self.ops
+    }
+
     pub(crate) fn add_vm(&self, vm: &Arc<Vm<M>>) {
         let mut vms = self.memory.vms.lock();
         vms.retain(|vm| vm.strong_count() > 0);
@@ -201,9 +207,13 @@ impl<M: AddressSpace> Drop for VramRegion<M> {
 impl<M: AddressSpace> Memory<M> {
     /// The device address spaces that may have its pages mapped.
     pub(crate) fn vms(&self) -> Vec<Arc<Vm<M>>> {
+        self.all_vms().filter(|vm| !vm.is_closed()).collect()
+    }
+
+    /// Those too that are being closed.
+    fn all_vms(&self) -> impl Iterator<Item = Arc<Vm<M>>> + use<M> {
         let list = self.vms.lock().clone();
-        let vms = list.iter().filter_map(Weak::upgrade);
-        vms.filter(|vm| !vm.is_closed()).collect()
+        list.into_iter().filter_map(|vm| vm.upgrade())
     }
 
     pub(crate) fn scrubs(&self) -> bool {

@@ -66,7 +66,8 @@ impl<M: AddressSpace> Vm<M> {
     }
 
     /// What is to be done now and then, between faults: unmaps the ranges whose second look is due,
-    /// which fault if the device wants them, and forgets those whose memory is gone.
+    /// which fault if the device wants them, gives copies back that are out of use, and forgets ranges
+    /// whose memory is gone.
     pub fn tend(&self) {
         let Some(_working) = self.enter() else {
             return;
@@ -87,6 +88,7 @@ impl<M: AddressSpace> Vm<M> {
                 false => self.svm().range_unmap(&range),
             }
         }
+        self.tend_duplicates();
         self.svm().collect_garbage();
     }
 }

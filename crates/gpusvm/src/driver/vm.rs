@@ -7,6 +7,7 @@
 //! unbinding hold it to write too: see [`bind`](crate::driver::bind).
 
 use crate::driver::counters::{self, Counters, VmStats, VmTotals};
+use crate::driver::duplicate::Duplicates;
 use crate::driver::fault::{self, Request};
 use crate::driver::gpuva::Gpuvas;
 use crate::driver::object::Object;
@@ -19,7 +20,7 @@ use crate::driver::stages::{Stage, Timed};
 use gpusvm_device::{
     Access, Caps, Device, DeviceError, DeviceFault, FaultError, Mapping, Target, Verdict, VmId,
 };
-use gpusvm_mm::{AddressSpace, Home, MmError, Time};
+use gpusvm_mm::{AddressSpace, Home, Intent, MmError, Time};
 use gpusvm_pagemap::{Cause, PagemapAddr};
 use gpusvm_svm::{Config, GpuSvm, PageRun, Permission, Quiesced, Range, SvmOps};
 use gpusvm_sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,6 +40,7 @@ pub struct Vm<M: AddressSpace> {
     pub(crate) last_fault: LastFault,
     /// What is bound where.
     pub(crate) vmas: Gpuvas<Object<M>>,
+    pub(crate) duplicates: Duplicates<M>,
     closed: AtomicBool,
     /// Its number, until it is closed.
     working: RwLock<Option<Running>>,
@@ -96,6 +98,7 @@ impl<M: AddressSpace> Vm<M> {
             revisits: Revisits::new(),
             last_fault: LastFault::default(),
             vmas: Gpuvas::new(),
+            duplicates: Duplicates::new(),
             closed: AtomicBool::new(false),
             working: RwLock::new(Some(running)),
         });
@@ -166,7 +169,9 @@ impl<M: AddressSpace> Vm<M> {
     pub fn migrate_to_ram(&self, span: Span) -> Result<(), MmError> {
         for piece in span.blocks() {
             let mut homes = vec![Home::System; piece.page_count().as_usize()];
-            self.svm.mm().range_fault(piece, None, &mut homes)?;
+            self.svm
+                .mm()
+                .range_fault(piece, None, Intent::Read, &mut homes)?;
         }
         Ok(())
     }

@@ -63,6 +63,7 @@ impl Policy for Stay {
     fn on_device_fault(&self, _: &FaultInfo) -> Plan {
         Plan {
             migrate: true,
+            duplicate: false,
             timeslice: self.0,
             ask_again: None,
         }
@@ -77,6 +78,7 @@ impl Policy for InPlace {
     fn on_device_fault(&self, _: &FaultInfo) -> Plan {
         Plan {
             migrate: false,
+            duplicate: false,
             timeslice: Duration::ZERO,
             ask_again: self.0,
         }

@@ -87,10 +87,16 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
         there
             .blocks()
             .for_each(|piece| region.block(piece.start()).lock());
+        let mut words = part.region.words_in(part.span).iter();
+        let was_protected = words.any(|word| word.get().protected).then_some(there);
         each_block(process, part.span, |block, piece| {
             block.invalidate(piece, Reason::Unmap);
             hand_over(process, block, piece, &region, translate(piece, from, to));
         });
+        // Copies were of the old place, protection went with the pages.
+        if let Some(there) = was_protected {
+            process.mover.release(there);
+        }
         // Registration went with the mapping.
         for piece in there.blocks() {
             let registered = process.mover.arm(piece).is_ok();
@@ -144,6 +150,7 @@ fn hand_over(
             }
         }
         old.settle_system();
+        old.unprotect();
     }
     // What was not unmapped with it is there, empty, as new; else the next event says so, or has.
     process.events.empty(block, piece);

@@ -51,7 +51,17 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
     /// Pages that were taken in place live elsewhere now: what is left of them here goes.
     fn settle(&self, run: Span, block: &BlockState);
 
-    /// Pages that were taken in place are writers' again.
+    /// Whether writes of pages that stay where they are can be caught.
+    fn can_protect(&self) -> bool;
+
+    /// Catches writes of the pages of `run`, which stay where they are, and says where each can be read.
+    /// What was never touched becomes the zero page. Devices that could write them were flushed.
+    ///
+    /// On an error some may be protected: `release` them.
+    fn protect(&self, run: Span, sources: &mut [Source]) -> Result<(), Errno>;
+
+    /// Pages that were taken in place, or protected, are writers' again; who waits for one of them
+    /// tries again.
     fn release(&self, run: Span);
 
     /// Pages that were taken to the slot come back; holes among them stay holes.
@@ -71,6 +81,9 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
 
     /// The pages of `run` that are missing become zeroes. Whether any was missing.
     fn zero_fill(&self, run: Span) -> bool;
+
+    /// As `zero_fill`, a page whose writes are caught.
+    fn zero_fill_protected(&self, page: Span);
 
     /// Who waits for a page of `span` tries again.
     fn wake(&self, span: Span);

@@ -72,6 +72,15 @@ impl Mover for Remapper {
 
     fn settle(&self, _: Span, _: &BlockState) {}
 
+    fn can_protect(&self) -> bool {
+        // A write of a system call would fail, not wait.
+        false
+    }
+
+    fn protect(&self, _: Span, _: &mut [Source]) -> Result<(), Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
+
     fn release(&self, _: Span) {}
 
     fn put_back(&self, run: Span, slot: VirtAddr) -> Filled {
@@ -102,6 +111,10 @@ impl Mover for Remapper {
         // Missing pages of open memory are the kernel's own to fill.
         self.wake(run);
         false
+    }
+
+    fn zero_fill_protected(&self, page: Span) {
+        self.wake(page);
     }
 
     fn wake(&self, span: Span) {

@@ -16,6 +16,10 @@ use gpusvm_types::{BLOCK_SIZE, ByteSize, DmaAddr, PAGE_SIZE, Span, VirtAddr};
 use rustix::io::Errno;
 use rustix::mm::MprotectFlags;
 
+/// A page of zeroes.
+#[repr(align(4096))]
+struct Zeroes([u8; PAGE_SIZE.as_usize()]);
+
 /// How pages are moved.
 struct Errand<'a> {
     /// Whose the destination is.
@@ -198,6 +202,26 @@ impl UffdMover {
         }
     }
 
+    /// The zero page comes where nothing is.
+    fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
+        let mut there = [PageRegion::EMPTY; 64];
+        let mut rest = Some(run);
+        while let Some(left) = rest {
+            let scanned = self.pages.scan(left, &mut there)?;
+            let mut at = left.start();
+            let found = &there[..scanned.regions];
+            let ends = found.iter().map(|region| (region.start, region.end));
+            for (start, end) in ends.chain([(scanned.until, scanned.until)]) {
+                if let Ok(gap) = Span::new(at, start) {
+                    self.zero_fill(gap);
+                }
+                at = end;
+            }
+            rest = Span::new(scanned.until, run.end()).ok();
+        }
+        Ok(())
+    }
+
     fn write_protect(&self, run: Span, on: bool) -> Result<(), Errno> {
         let protected = again(PATIENT, |_| Progress {
             done: ByteSize::ZERO,
@@ -290,6 +314,18 @@ impl Mover for UffdMover {
         );
     }
 
+    fn can_protect(&self) -> bool {
+        self.program.features().contains(Features::WP)
+    }
+
+    fn protect(&self, run: Span, sources: &mut [Source]) -> Result<(), Errno> {
+        self.fill_gaps(run)?;
+        self.write_protect(run, true)?;
+        // What was dropped since is missing, and a touch of it is caught as one.
+        sources.fill(Source::Hole);
+        self.note_holes(run, sources).map(drop)
+    }
+
     fn release(&self, run: Span) {
         // Fails when it was unmapped meanwhile: then nobody writes.
         let _ = self.write_protect(run, false);
@@ -372,6 +408,22 @@ impl Mover for UffdMover {
         }
         self.wake(run);
         any
+    }
+
+    fn zero_fill_protected(&self, page: Span) {
+        static ZEROES: Zeroes = Zeroes([0; PAGE_SIZE.as_usize()]);
+        let flags = CopyFlags {
+            dont_wake: false,
+            wp: true,
+        };
+        let from = VirtAddr::new(ZEROES.0.as_ptr().addr() as u64);
+        // SAFETY: the page is missing, and zero; should it be there, nothing happens.
+        let filled = again(HASTY, |_| unsafe {
+            self.program.copy(page.start(), from, page.len(), flags)
+        });
+        if filled.errno.is_some() {
+            self.wake(page);
+        }
     }
 
     fn wake(&self, span: Span) {

@@ -7,7 +7,7 @@ use crate::sys::procmem::ProcMem;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
     AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
-    Mirror, MmError, Notifiers, Seen, Snapshot, Time, Vma, VmaKind, Wanted,
+    Intent, Mirror, MmError, Notifiers, Reason, Seen, Snapshot, Time, Vma, VmaKind, Wanted,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
@@ -145,13 +145,20 @@ impl AddressSpace for Process {
         }
     }
 
+    fn can_watch_writes(&self) -> bool {
+        // In user mode a system call that writes a protected page would fail.
+        let waits = matches!(self.rung(), crate::Rung::Move | crate::Rung::Copy);
+        waits && self.mover.can_protect()
+    }
+
     fn range_fault(
         &self,
         span: Span,
         owner: Option<OwnerId>,
+        intent: Intent,
         homes: &mut [Home],
     ) -> Result<(), MmError> {
-        let look = || self.look(span, owner, homes);
+        let look = || self.look(span, owner, intent, homes);
         range_fault::until_stable(span, || self.now(), look)
     }
 
@@ -186,6 +193,7 @@ impl Process {
         &self,
         span: Span,
         owner: Option<OwnerId>,
+        intent: Intent,
         homes: &mut [Home],
     ) -> Result<Snapshot, MmError> {
         if self.is_gone() {
@@ -202,6 +210,8 @@ impl Process {
                 homes[span.index_of(page)] = home;
                 match home {
                     Home::System | Home::Unmapped => {}
+                    Home::Protected if intent == Intent::Read => {}
+                    Home::Protected => return Ok(self.unprotect_for_others(page)),
                     Home::Moving => {
                         // Whoever moves it holds the block; a dropped page needs somebody to.
                         let block = BlockGuard::lock_within(self, page.start(), RANGE_TIMEOUT);
@@ -216,6 +226,17 @@ impl Process {
             }
         }
         Ok(Snapshot::Stable)
+    }
+
+    /// A device is about to write: with the protected pages around it.
+    fn unprotect_for_others(&self, page: PageIndex) -> Snapshot {
+        match BlockGuard::lock_within(self, page.start(), RANGE_TIMEOUT) {
+            Ok(Some(block)) if block.region.word(page).get().protected => {
+                block.unprotect(block.protected_around(page), Reason::Write);
+                Snapshot::BroughtHome
+            }
+            _ => Snapshot::Moving,
+        }
     }
 
     /// With what belongs to it. Pages of the asking owner in the same block stay.

@@ -308,11 +308,16 @@ fn range_fault_of_what_cannot_come_home_is_efault() {
     let (_, span) = resident(&lab);
     fail_every(&lab, Step::CopyToRam);
     let mut homes = vec![gpusvm_mm::Home::System; 512];
-    let error = lab.sim.range_fault(span, None, &mut homes).unwrap_err();
+    let error = lab
+        .sim
+        .range_fault(span, None, gpusvm_mm::Intent::Read, &mut homes)
+        .unwrap_err();
     assert_eq!(error, MmError::StuckOnDevice { at: span.start() });
     assert_eq!(error.errno(), 14);
     lab.bus.injector.disarm();
-    lab.sim.range_fault(span, None, &mut homes).unwrap();
+    lab.sim
+        .range_fault(span, None, gpusvm_mm::Intent::Read, &mut homes)
+        .unwrap();
     lab.check(span, 1);
     lab.assert_empty();
 }

@@ -89,7 +89,9 @@ fn fail_each_step(
         // Whatever it was, it can be done now, and undone.
         assert_eq!(action(&lab, span), Ok(()), "after step {n}, {step:?}");
         let mut homes = vec![Home::System; 512];
-        lab.sim.range_fault(span, None, &mut homes).unwrap();
+        lab.sim
+            .range_fault(span, None, gpusvm_mm::Intent::Read, &mut homes)
+            .unwrap();
         assert!(Before::of(&lab, span).bytes == before.bytes);
         lab.assert_empty();
     }
@@ -133,7 +135,7 @@ fn each_step_of_migrate_to_ram_can_fail() {
         let mut homes = [Home::System; 64];
         let first = part(span, 0, 64);
         lab.sim
-            .range_fault(first, None, &mut homes)
+            .range_fault(first, None, gpusvm_mm::Intent::Read, &mut homes)
             .map_err(|error| error.errno())
     });
     let kinds = [Step::Staging, Step::CopyToRam, Step::CommitIn];

@@ -77,7 +77,9 @@ fn lesson_05_every_error_gives_its_locks_back() {
         let _ = lab.device().migrate(span);
         let _ = evict_to_ram(&lab.device().pagemap(), &devmem, Cause::Eviction);
         let mut homes = [Home::System; 512];
-        let _ = lab.sim.range_fault(span, None, &mut homes);
+        let _ = lab
+            .sim
+            .range_fault(span, None, gpusvm_mm::Intent::Read, &mut homes);
         lab.bus.injector.disarm();
         let after = Arc::clone(&lab);
         // A lock that was kept is a deadlock, which the simulation reports.
@@ -106,7 +108,9 @@ fn lesson_06_the_array_of_homes_is_only_written() {
         lab.devices[1].migrate(part(span, 60, 20)).unwrap();
         let mut homes = [rubbish; 512];
         let owner = Some(lab.device().pagemap().owner());
-        lab.sim.range_fault(span, owner, &mut homes).unwrap();
+        lab.sim
+            .range_fault(span, owner, gpusvm_mm::Intent::Read, &mut homes)
+            .unwrap();
         assert_eq!(
             lab.on_device(span),
             20,

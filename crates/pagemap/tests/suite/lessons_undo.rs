@@ -128,8 +128,13 @@ fn lesson_26_counters_never_pass_zero() {
                 _ => {
                     let mut homes = vec![Home::System; count];
                     lab.device().pagemap().set_cpu_fault_window(piece.len());
-                    let came =
-                        gpusvm_mm::AddressSpace::range_fault(&*lab.sim, piece, None, &mut homes);
+                    let came = gpusvm_mm::AddressSpace::range_fault(
+                        &*lab.sim,
+                        piece,
+                        None,
+                        gpusvm_mm::Intent::Read,
+                        &mut homes,
+                    );
                     assert_eq!(came, Ok::<(), MmError>(()));
                 }
             }

@@ -163,7 +163,9 @@ fn an_allocation_is_consumed_on_success_and_on_error() {
     migrate_to_devmem(&lab.device().pagemap(), &devmem, &request).unwrap();
     assert!(!devmem.is_detached());
     let mut homes = vec![Home::System; 512];
-    lab.sim.range_fault(span, None, &mut homes).unwrap();
+    lab.sim
+        .range_fault(span, None, gpusvm_mm::Intent::Read, &mut homes)
+        .unwrap();
     assert!(devmem.is_detached(), "its last page is gone");
     lab.assert_empty();
 }

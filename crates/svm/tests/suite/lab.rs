@@ -179,8 +179,10 @@ impl Lab {
                 pagemaps,
                 peer,
                 ram,
+                faults: true,
             },
             ctx,
+            None,
         )
     }
 

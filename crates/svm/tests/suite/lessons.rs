@@ -176,11 +176,11 @@ fn lesson_22_no_owner_means_ram() {
     lab.devices[0].migrate(span).unwrap();
     let mut homes = [Home::System; 16];
     lab.sim
-        .range_fault(span, Some(OwnerId(0)), &mut homes)
+        .range_fault(span, Some(OwnerId(0)), gpusvm_mm::Intent::Read, &mut homes)
         .unwrap();
     assert!(homes.iter().all(|home| matches!(home, Home::Device(_))));
     lab.sim
-        .range_fault(span, Some(OwnerId(1)), &mut homes)
+        .range_fault(span, Some(OwnerId(1)), gpusvm_mm::Intent::Read, &mut homes)
         .unwrap();
     assert_eq!(homes, [Home::System; 16]);
     lab.check(span);

@@ -54,8 +54,9 @@ impl Pair {
             pagemaps: &self.lab.pagemaps,
             peer: Peer(u32::try_from(device.0).unwrap()),
             ram: true,
+            faults: true,
         };
-        self.svm.get_pages(range, &reach, &WRITE)
+        self.svm.get_pages(range, &reach, &WRITE, None)
     }
 
     fn commit(&self, range: &Range<Sim>, device: DeviceIndex, prepared: Prepared<Sim>) -> bool {

@@ -62,7 +62,9 @@ impl Lab {
     /// Where the device has to find a page, if it stays where it is.
     fn wanted(&self, page: PageIndex) -> Option<PagemapAddr> {
         match self.sim.home(page) {
-            Home::System => Some(PagemapAddr::System(DmaAddr::new(page.start().get()))),
+            Home::System | Home::Protected => {
+                Some(PagemapAddr::System(DmaAddr::new(page.start().get())))
+            }
             Home::Device(page) => {
                 let of = |device: &&Arc<Device>| device.pagemap().contains(page);
                 let device = self.devices.iter().find(of).unwrap();

@@ -19,6 +19,8 @@ pub enum Places {
     Device,
     /// Nowhere: they are reached in place.
     InPlace,
+    /// To the device if they are written, and nowhere if they are read: the device gets copies.
+    Duplicate,
 }
 
 /// What is on a bench.
@@ -91,6 +93,7 @@ impl<W: World> Bench<W> {
         let policy: Arc<dyn Policy> = match self.setup.places {
             Places::Device => Arc::new(MigrateOnTouch::default()),
             Places::InPlace => Arc::new(InPlace),
+            Places::Duplicate => Arc::new(Duplicates),
         };
         Mirror::new(&self.devices, self.gpu(), policy)
     }
@@ -302,8 +305,22 @@ impl Policy for InPlace {
     fn on_device_fault(&self, _fault: &FaultInfo) -> Plan {
         Plan {
             migrate: false,
+            duplicate: false,
             timeslice: Duration::ZERO,
             ask_again: None,
+        }
+    }
+}
+
+/// Readers get copies.
+#[derive(Debug)]
+struct Duplicates;
+
+impl Policy for Duplicates {
+    fn on_device_fault(&self, fault: &FaultInfo) -> Plan {
+        Plan {
+            duplicate: true,
+            ..MigrateOnTouch::default().on_device_fault(fault)
         }
     }
 }

@@ -25,6 +25,7 @@ mod huge; // 2 MiB at once
 mod fork; // children
 mod pair; // two devices
 mod files; // what is mapped in place
+mod duplicate; // pages that are read in copies
 mod windows; // what happens while a copy is under way
 mod races; // what happens at any time
 mod bind; // what is bound where
@@ -50,6 +51,9 @@ macro_rules! conformance_cases {
             migrate_anon_huge_err, migrate_anon_huge_zero_err,
             // What it lacks.
             unmap_during_copy, remap_during_copy, dontneed_during_copy, protect_during_migration,
+            duplicate, duplicate_empty, duplicate_evicted, duplicate_racing_cpu_writes,
+            duplicate_racing_device_writes, duplicate_racing_system_calls, duplicate_then_dontneed,
+            duplicate_then_fork, duplicate_then_remap, duplicate_then_unmap, duplicate_then_write,
             lost_cpu_writes_in_the_copy_window, device_pages_do_not_leak,
             what_is_left_of_a_cut_range_comes_home, a_device_ends_with_its_program,
             two_threads_fault_one_block, cpu_and_device_fault_one_block, migrate_racing_unmap,
@@ -143,6 +147,11 @@ pub use anon::{
     anon_write_prot, compound, open_close,
 };
 pub use bind::{bind_racing_faults, bo_map, bo_unmap, busy};
+pub use duplicate::{
+    duplicate, duplicate_empty, duplicate_evicted, duplicate_racing_cpu_writes,
+    duplicate_racing_device_writes, duplicate_racing_system_calls, duplicate_then_dontneed,
+    duplicate_then_fork, duplicate_then_remap, duplicate_then_unmap, duplicate_then_write,
+};
 pub use files::{file_read, file_write, migrate_file_private, migrate_shared};
 pub use fork::{anon_write_child, anon_write_child_shared, exclusive_cow, hmm_cow_in_device};
 pub use huge::{

@@ -7,13 +7,13 @@
 //! ```
 
 use super::{Location, PrefetchError, PrefetchReason};
-use crate::driver::fault::{self, MAX_PASSES, Pass, Request};
+use crate::driver::fault::{self, MAX_PASSES, Pass, Placed, Request};
 use crate::driver::gpuva;
 use crate::driver::report::Served;
 use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::vm::Vm;
 use gpusvm_device::{Access, FaultError};
-use gpusvm_mm::{AddressSpace, Home, MmError, Vma};
+use gpusvm_mm::{AddressSpace, Home, Intent, MmError, Vma};
 use gpusvm_pagemap::{Cause, MigrateError};
 use gpusvm_svm::{FindError, Range};
 use gpusvm_types::{Span, VirtAddr};
@@ -147,17 +147,17 @@ fn pass<M: AddressSpace>(
         return Ok(None);
     }
     let mut error = None;
-    let mut again = None;
+    let mut placed = Placed::default();
     match to {
         _ if !range.can_migrate() => {}
         Location::Device => {
             let populated = vm.region.pagemap();
             let populated = populated.populate(range.span(), ctx.timeslice, request.cause);
             error = populated.err().map(PrefetchReason::Migrate);
-            again = Some(BUSY_AGAIN);
+            placed.again = Some(BUSY_AGAIN);
         }
         Location::Ram => error = vm.svm().range_evict(&range).err().map(PrefetchReason::Mm),
-        Location::Advised => again = fault::place(vm, &request, &range, attempt, &mut ctx)?,
+        Location::Advised => placed = fault::place(vm, &request, &range, attempt, &mut ctx)?,
     }
     let span = range.span();
     let error = error.map(|reason| PrefetchError { span, reason });
@@ -168,7 +168,7 @@ fn pass<M: AddressSpace>(
     if is_unreachable || (error.is_some() && ctx.devmem_only) {
         return ends(Done::Home, error);
     }
-    match fault::map(vm, &request, &range, &ctx, again)? {
+    match fault::map(vm, &request, &range, &ctx, placed)? {
         Pass::Bound(_) if to == Location::Ram => ends(Done::Home, error),
         Pass::Bound(Served::InDeviceMemory) => ends(Done::Moved, error),
         Pass::Bound(_) => ends(Done::InPlace, error),
@@ -188,10 +188,15 @@ fn is_there<M: AddressSpace>(vm: &Vm<M>, range: &Range<M>, access: Access, to: L
     let mut homes = vec![Home::System; range.span().page_count().as_usize()];
     let pagemap = vm.region.pagemap();
     let mm = vm.svm().mm();
-    let found = mm.range_fault(range.span(), Some(pagemap.owner()), &mut homes);
+    let found = mm.range_fault(
+        range.span(),
+        Some(pagemap.owner()),
+        Intent::Read,
+        &mut homes,
+    );
     let is_right = |home: &Home| match (*home, to) {
         (Home::Device(page), Location::Device) => pagemap.contains(page),
-        (Home::System, Location::Ram) => true,
+        (Home::System | Home::Protected, Location::Ram) => true,
         _ => false,
     };
     found.is_ok() && homes.iter().all(is_right)
