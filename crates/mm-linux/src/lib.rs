@@ -54,6 +54,7 @@ mod regions; // the table of mirrored mappings
 mod block; // a locked block
 mod outbound; // RAM to device, step by step
 mod inbound; // device to RAM, step by step
+mod patience; // how long to wait for events
 mod staging; // where pages are between homes
 mod mover; // how pages are taken out and put back, by rung
 mod stats; // what happened, counted

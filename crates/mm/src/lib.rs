@@ -41,6 +41,7 @@ pub mod space;
 pub mod migrate;
 pub mod home;
 pub mod range_fault;
+pub mod device_page;
 pub mod rmap;
 pub mod memories;
 pub mod notifier;
