@@ -77,22 +77,13 @@ pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
 /// Serves a fault. May wait, for a copy and for devices.
 pub(crate) fn serve(process: &Process, at: VirtAddr) -> Urgency {
     gpusvm_sync::walk!("serve");
-    let mut block = loop {
-        match BlockGuard::try_lock(process, at) {
-            Ok(Some(block)) => break block,
-            Ok(None) => {
-                let part = process.regions.find(at);
-                if part.is_some_and(|part| part.region.block(at).note_fault()) {
-                    return Urgency::Done;
-                }
-                // It was unlocked between the two looks.
-            }
-            Err(_) => {
-                if let Some(urgency) = serve_unknown(process, at) {
-                    return urgency;
-                }
-                // It became known between the two looks.
-            }
+    let mut block = match look_again(|| block_of(process, at)) {
+        Some(Ok(block)) => block,
+        Some(Err(urgency)) => return urgency,
+        // Others lock and unlock it all the time: who is woken faults again.
+        None => {
+            wake(process, at);
+            return Urgency::Done;
         }
     };
     let page = at.page();
@@ -209,10 +200,53 @@ pub(crate) fn wake(process: &Process, at: VirtAddr) {
     process.mover.wake(Span::page_of(at));
 }
 
+/// So often a block may be locked, unlocked, made known or forgotten between two looks of a fault.
+const MAX_LOOKS: u32 = 256;
+
+/// Looks until a look finds something, so often.
+fn look_again<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    (0..MAX_LOOKS).find_map(|_| look())
+}
+
+/// The block of a fault, locked; or what to do about the fault without it. `None` when that changed
+/// between two looks.
+fn block_of(process: &Process, at: VirtAddr) -> Option<Result<BlockGuard<'_>, Urgency>> {
+    match BlockGuard::try_lock(process, at) {
+        Ok(Some(block)) => Some(Ok(block)),
+        Ok(None) => {
+            let part = process.regions.find(at);
+            let is_noted = part.is_some_and(|part| part.region.block(at).note_fault());
+            is_noted.then_some(Err(Urgency::Done))
+        }
+        Err(_) => serve_unknown(process, at).map(Err),
+    }
+}
+
 /// The page is lost to the CPU: a bus error for who touches it, and a report.
 pub(crate) fn give_up(process: &Process, at: VirtAddr, reason: &str) {
     gpusvm_sync::walk!("give_up");
     Counters::count(&process.counters.failed_faults);
     process.report(format_args!("{reason}: the page at {at} is poisoned"));
     process.mover.poison(Span::page_of(at));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_that_is_never_free_nor_locked_is_looked_at_so_often() {
+        let mut looks = 0;
+        let mut found = |after: u32| {
+            looks = 0;
+            look_again(|| {
+                looks += 1;
+                (looks > after).then_some(looks)
+            })
+        };
+        assert_eq!(found(0), Some(1));
+        assert_eq!(found(MAX_LOOKS - 1), Some(MAX_LOOKS));
+        assert_eq!(found(MAX_LOOKS), None);
+        assert_eq!(looks, MAX_LOOKS);
+    }
 }

@@ -8,7 +8,8 @@
 
 use crate::block::BlockGuard;
 use crate::mover::Filled;
-use crate::outbound::{POLL, POLLS, runs};
+use crate::outbound::runs;
+use crate::patience::Patience;
 use crate::process::Process;
 use crate::staging::{Content, Slot, Want};
 use gpusvm_mm::{Block, DevicePage, Freed, Inbound, Leaving, MmError, Place, Reason};
@@ -90,15 +91,21 @@ impl<'b> LinuxInbound<'b> {
     /// then page by page.
     fn arrive(&mut self, freed: &mut Freed<'_, Process>) -> Result<(), Errno> {
         let mut at = Some(self.span);
+        let mut patience = Patience::new();
         while let Some(rest) = at {
             let Some((run, filled)) = self.fill_next(rest, freed) else {
                 break;
             };
             at = Span::new(run.start() + filled.done, rest.end()).ok();
+            if !filled.done.is_zero() {
+                patience.renew();
+            }
             match filled.errno {
                 None => {}
                 // An event is to be read first: then look again at what is to come home.
-                Some(Errno::AGAIN) => std::thread::sleep(POLL),
+                Some(Errno::AGAIN) if patience.wait() => {}
+                // Nobody reads it: the pages stay on the device.
+                Some(Errno::AGAIN) => return Err(Errno::AGAIN),
                 Some(_) => {
                     let rest = self.span.pages().filter(|page| page.start() >= run.start());
                     // Each page is tried, whatever became of those before.
@@ -131,8 +138,8 @@ impl<'b> LinuxInbound<'b> {
     /// The page may have been unmapped, or moved, meanwhile: that becomes known as soon as the event
     /// is read, and then it stays.
     fn arrive_alone(&mut self, page: Span, freed: &mut Freed<'_, Process>) -> Result<(), Errno> {
-        let mut last = Errno::AGAIN;
-        for _ in 0..POLLS {
+        let mut patience = Patience::new();
+        loop {
             match self
                 .fill_next(page, freed)
                 .and_then(|(_, filled)| filled.errno)
@@ -141,11 +148,10 @@ impl<'b> LinuxInbound<'b> {
                 None => return Ok(()),
                 // What is there stays there, and what is here, here. A mark of poison is no page.
                 Some(Errno::EXIST) => return Err(Errno::EXIST),
-                Some(errno) => last = errno,
+                Some(errno) if !patience.wait() => return Err(errno),
+                Some(_) => {}
             }
-            std::thread::sleep(POLL);
         }
-        Err(last)
     }
 
     fn fill(&mut self, run: Span, freed: &mut Freed<'_, Process>) -> Filled {

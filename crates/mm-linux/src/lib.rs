@@ -55,6 +55,7 @@ mod block; // a locked block
 mod outbound; // RAM to device, step by step
 mod inbound; // device to RAM, step by step
 mod protect; // pages that are read in copies
+mod patience; // how long to wait for events
 mod staging; // where pages are between homes
 mod mover; // how pages are taken out and put back, by rung
 mod stats; // what happened, counted

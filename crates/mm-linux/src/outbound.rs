@@ -8,9 +8,9 @@
 
 use crate::block::BlockGuard;
 use crate::mover::{Filled, Taken};
+use crate::patience::Patience;
 use crate::staging::{Content, Slot};
 use core::iter;
-use core::time::Duration;
 use gpusvm_mm::{
     Block, DevicePage, Freed, KeptReason, MmError, Outbound, PageWord, Place, Reason, Source,
 };
@@ -254,8 +254,8 @@ impl<'b> LinuxOutbound<'b> {
         let i = self.span.index_of(page.first_page());
         let from = self.slot_place(page.start());
         let is_there = matches!(self.sources[i], Source::Page(_));
-        let mut last = Errno::AGAIN;
-        for _ in 0..POLLS {
+        let mut patience = Patience::new();
+        let last = loop {
             let held = process.source.hold();
             let moved_to = process.events.moved_to(page);
             let is_unmapped = self.block.region.word(page.first_page()).get().unmapped;
@@ -270,17 +270,13 @@ impl<'b> LinuxOutbound<'b> {
             drop(held);
             match filled.errno {
                 None => return,
-                Some(errno) => last = errno,
+                Some(errno) if !patience.wait() => break errno,
+                Some(_) => {}
             }
-            std::thread::sleep(POLL);
-        }
+        };
         process.report_lost(page, last);
     }
 }
-
-/// How often, and how soon, to look for the event that says what became of a page: a second.
-pub(crate) const POLLS: u32 = 10_000;
-pub(crate) const POLL: Duration = Duration::from_micros(100);
 
 impl Outbound for LinuxOutbound<'_> {
     fn span(&self) -> Span {

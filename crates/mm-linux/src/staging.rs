@@ -311,6 +311,19 @@ mod tests {
         Staging::new(Thp::read(), false).unwrap()
     }
 
+    /// Every slot is held, and none comes back.
+    #[test]
+    fn who_waits_for_a_slot_in_vain_gives_up() {
+        let staging = pool();
+        let held: Vec<_> = (0..SLOTS)
+            .filter_map(|_| staging.take_empty(true))
+            .collect();
+        assert_eq!(held.len(), SLOTS);
+        assert!(staging.take_empty(true).is_none());
+        drop(held);
+        assert!(staging.take_empty(true).is_some());
+    }
+
     fn count(staging: &Staging, content: Content) -> usize {
         let slots = staging.slots.lock();
         slots

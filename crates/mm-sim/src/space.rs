@@ -5,6 +5,7 @@ use crate::block::{BlockGuard, NotHere};
 use crate::fork::Pass;
 use crate::injector::Step;
 use crate::outbound::EAGAIN;
+use gpusvm_mm::device_page;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
     AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
@@ -112,21 +113,12 @@ impl AddressSpace for Sim {
     }
 
     fn lock_device_page(&self, page: DevicePage) -> Option<(Self::Block<'_>, PageIndex)> {
-        loop {
+        let address = || self.memories.address_of(page);
+        device_page::lock_where_it_lives(address, |at| {
             self.step(format_args!("lock {page:?}"));
-            let at = self.memories.address_of(page)?;
-            let Ok(block) = BlockGuard::lock_with_pass(self, at.start()) else {
-                // Not mirrored there any more; if a remap names it anew, that is known soon.
-                if self.memories.address_of(page) == Some(at) {
-                    return None;
-                }
-                continue;
-            };
-            // It may have moved to another address, or home, before the lock was held.
-            if self.memories.address_of(page) == Some(at) {
-                return Some((block, at));
-            }
-        }
+            // Not mirrored there any more? If a remap names it anew, that is known soon.
+            BlockGuard::lock_with_pass(self, at.start()).ok()
+        })
     }
 
     fn can_watch_writes(&self) -> bool {

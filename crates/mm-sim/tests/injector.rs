@@ -2,11 +2,13 @@
 
 mod common;
 
-use common::{Device, check, expect, fill, seeded, world};
+use common::{Device, check, expect, fill, seeded, thread, world};
 use gpusvm_mm::{AddressSpace, MmError};
-use gpusvm_mm_sim::{Sim, Step};
+use gpusvm_mm_sim::{Options, Sim, Step};
 use gpusvm_types::Span;
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Out, between devices, and home: as far as it goes.
 fn story(sim: &Sim, first: &Device, second: &Device, span: Span) -> Result<(), MmError> {
@@ -67,6 +69,28 @@ fn no_staging_slot_is_an_error_and_changes_nothing() {
     sim.injector().fail_step_nth(Step::Staging, 1);
     let refused = device.pull(&sim, span, None);
     assert_eq!(refused, Err(MmError::NoStaging { span }));
+    check(&sim, &device);
+    expect(&sim, span, 3);
+}
+
+/// There is none, and none comes back.
+#[test]
+fn who_waits_for_a_slot_in_vain_gives_up() {
+    let options = Options {
+        staging_blocks: 0,
+        ..seeded(1)
+    };
+    let (sim, device, span) = world(options, 5);
+    fill(&sim, span, 3);
+    let (inside, puller) = (Arc::clone(&sim), Arc::clone(&device));
+    sim.run(vec![thread(move || {
+        let token = inside.arm(span).expect("mirrored");
+        let began = inside.now();
+        let refused = puller.pull(&inside, span, None);
+        assert_eq!(refused, Err(MmError::NoStaging { span }));
+        assert!(inside.now().since(began) >= Duration::from_secs(10));
+        inside.disarm(span, token);
+    })]);
     check(&sim, &device);
     expect(&sim, span, 3);
 }

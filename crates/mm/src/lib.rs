@@ -43,6 +43,7 @@ pub mod migrate;
 pub mod home;
 pub mod range_fault;
 pub mod seen;
+pub mod device_page;
 pub mod rmap;
 pub mod memories;
 pub mod notifier;

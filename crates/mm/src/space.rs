@@ -160,7 +160,8 @@ pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
     fn lock_block(&self, span: Span) -> Result<Self::Block<'_>, MmError>;
 
     /// Locks the block that `page` lives in and says where in it. `None` when the page is not in
-    /// use. No address is needed: the way of eviction.
+    /// use, or moved each time it was to be locked, [`MAX_CHASES`](crate::device_page::MAX_CHASES)
+    /// times. No address is needed: the way of eviction.
     fn lock_device_page(&self, page: DevicePage) -> Option<(Self::Block<'_>, PageIndex)>;
 
     /// Whether every write of the program to a protected page is caught, those of system calls too,

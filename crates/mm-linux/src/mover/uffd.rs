@@ -467,3 +467,39 @@ fn again(patience: u32, mut call: impl FnMut(ByteSize) -> Progress) -> Progress 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many calls are made when the first so many get on by a page, and all say `EAGAIN`.
+    fn calls(patience: u32, get_on: u32) -> u32 {
+        let mut calls = 0;
+        let progress = again(patience, |_| {
+            calls += 1;
+            let done = if calls <= get_on {
+                PAGE_SIZE
+            } else {
+                ByteSize::ZERO
+            };
+            Progress {
+                done,
+                errno: Some(Errno::AGAIN),
+            }
+        });
+        assert_eq!(progress.errno, Some(Errno::AGAIN));
+        assert_eq!(
+            progress.done,
+            ByteSize::new(PAGE_SIZE.get() * u64::from(get_on))
+        );
+        calls
+    }
+
+    #[test]
+    fn a_call_that_gets_nowhere_is_made_so_often() {
+        for patience in [HASTY, PATIENT] {
+            assert_eq!(calls(patience, 0), patience);
+            assert_eq!(calls(patience, 20), 20 + patience, "what gets on is no try");
+        }
+    }
+}

@@ -4,6 +4,7 @@ use super::{Process, piece_of};
 use crate::block::{BlockGuard, NotHere};
 use crate::fork::Pass;
 use crate::sys::procmem::ProcMem;
+use gpusvm_mm::device_page;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
     AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
@@ -135,14 +136,8 @@ impl AddressSpace for Process {
 
     fn lock_device_page(&self, page: DevicePage) -> Option<(Self::Block<'_>, PageIndex)> {
         gpusvm_sync::walk!("lock_device_page");
-        loop {
-            let at = self.memories.address_of(page)?;
-            let block = BlockGuard::lock_with_pass(self, at.start())?.ok()?;
-            // It may have moved to another address, or home, before the lock was held.
-            if self.memories.address_of(page) == Some(at) {
-                return Some((block, at));
-            }
-        }
+        let lock = |at: PageIndex| BlockGuard::lock_with_pass(self, at.start())?.ok();
+        device_page::lock_where_it_lives(|| self.memories.address_of(page), lock)
     }
 
     fn can_watch_writes(&self) -> bool {

@@ -233,3 +233,15 @@ fn wait_for(at: VirtAddr) -> u32 {
     }
     slot.state.swap(FREE, Ordering::AcqRel)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody serves this address: who sleeps on it looks again by and by, whether asked to or not.
+    #[test]
+    fn who_is_not_answered_looks_again() {
+        let state = wait_for(VirtAddr::new(0x1000));
+        assert!([POSTED, TAKEN, LET_GO, REFUSED].contains(&state), "{state}");
+    }
+}

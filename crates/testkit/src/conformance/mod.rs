@@ -30,6 +30,7 @@ mod windows; // what happens while a copy is under way
 mod races; // what happens at any time
 mod bind; // what is bound where
 mod prefetch; // what is wanted before it is touched
+mod teardown; // devices that leave while all are at work
 
 pub use bench::{Bench, Part, Places, Setup};
 pub use kit::{Kit, Model};
@@ -61,6 +62,7 @@ macro_rules! conformance_cases {
             migrate_racing_exit, evict_racing_cpu_fault, two_devices_race_for_one_block,
             two_peers_race_for_one_block, prefetch_then_no_fault, prefetch_cancelled,
             prefetch_racing_unmap, prefetch_racing_cpu_touch, bo_map, bo_unmap, busy, bind_racing_faults,
+            unbind_with_work_under_way, close_with_work_under_way,
         }
     };
 }
@@ -176,6 +178,7 @@ pub use races::{
     migrate_racing_dontneed, migrate_racing_exit, migrate_racing_fork, migrate_racing_remap,
     migrate_racing_unmap, two_threads_fault_one_block,
 };
+pub use teardown::{close_with_work_under_way, unbind_with_work_under_way};
 pub use windows::{
     dontneed_during_copy, protect_during_migration, remap_during_copy, unmap_during_copy,
 };

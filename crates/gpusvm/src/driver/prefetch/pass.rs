@@ -69,7 +69,8 @@ pub(super) fn step<M: AddressSpace>(vm: &Vm<M>, span: Span, to: Location) -> Ste
     }
     let reason = "it was not stable for long enough";
     let gave = PrefetchReason::Fault(FaultError::Gave { at, reason });
-    Step::failed(Span::page_of(at), gave)
+    // The range is the rest of the block, as a rule; its neighbours would be no better.
+    Step::failed(Span::new(at, span.end()).unwrap_or(span), gave)
 }
 
 impl Step {
