@@ -174,6 +174,14 @@ impl Svm {
         Ok(self.process.bring_home(span)?)
     }
 
+    /// Returns when devices know of everything that this thread did to mappings before: `munmap`,
+    /// `mremap`, `madvise(MADV_DONTNEED)` of shared memory. A launch that begins afterwards knows
+    /// anyway; this is for kernels that run meanwhile, which may see the old contents until then, and
+    /// whose writes may go where the old contents went.
+    pub fn settle(&self) {
+        self.process.settle_events();
+    }
+
     /// Runs `kernel` on the first device, once for each lane of the grid, and returns at once.
     ///
     /// # Errors

@@ -77,7 +77,10 @@ impl<'a> BlockGuard<'a> {
             .find(at)
             .filter(|part| Arc::ptr_eq(&part.region, &region));
         let Some(span) = now.and_then(|part| part.span.intersection(Span::block_of(at))) else {
-            region.block(at).unlock();
+            // Another part of the mapping may be in the block, and a thread wait for it.
+            if region.block(at).unlock() {
+                process.mover.wake(Span::block_of(at));
+            }
             return Err(NotHere);
         };
         Ok(Self {

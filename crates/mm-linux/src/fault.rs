@@ -34,11 +34,22 @@ const REMAP_POLL: Duration = Duration::from_micros(200);
 
 /// Serves what needs no waiting. Whether that was all.
 pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
+    let served = answer_at_once(process, arrival);
+    let tid = arrival.tid.unwrap_or_default();
+    if !served && gpusvm_guarded::is_engine_thread(tid) {
+        // Its translation is out of date, and whoever serves it may wait for its access to end.
+        gpusvm_guarded::interrupt(tid, ByteSize::new(arrival.at.get()).as_usize());
+    }
+    served
+}
+
+fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
+    let tid = arrival.tid.unwrap_or_default();
     let Some(part) = process.regions.find(arrival.at) else {
-        return false;
+        let is_engine = gpusvm_guarded::is_engine_thread(tid);
+        return is_engine && serve_unknown(process, arrival.at) == Some(Urgency::Done);
     };
     let block = part.region.block(arrival.at);
-    let tid = arrival.tid.unwrap_or_default();
     if arrival.protected {
         // Write-protected means that somebody holds the block.
         return block.note_fault();
@@ -56,6 +67,7 @@ pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
             && word.unmapped
             && !process.events.is_arriving(arrival.at));
     let fill = || {
+        let _held = process.source.hold();
         process.mover.zero_fill(Span::page_of(arrival.at));
     };
     if cannot_wait {
@@ -153,6 +165,8 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
         .intersection(block.span())
         .unwrap_or_else(|| Span::page_of(page.start()));
     block.region.word(page).saw_hole();
+    // What moves here meanwhile is marked, or cannot be filled before that is heard of.
+    let _held = process.source.hold();
     let is_hole = |page: PageIndex| {
         let word = block.region.word(page).get();
         word.place == Place::System && !word.dropped && !word.unmapped
@@ -173,7 +187,9 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
 }
 
 /// Nothing is mirrored there: it was moved a moment ago, or unmapped.
-fn serve_unknown(process: &Process, at: VirtAddr) -> Option<Urgency> {
+pub(crate) fn serve_unknown(process: &Process, at: VirtAddr) -> Option<Urgency> {
+    // What moves here is not filled with zeroes: from here on, no move is heard of, and none ends.
+    let _held = process.source.hold();
     if process.events.is_remapping() {
         return Some(Urgency::Later(process.now().after(REMAP_POLL)));
     }

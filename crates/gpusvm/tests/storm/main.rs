@@ -24,7 +24,7 @@ use gpusvm::{ByteSize, Error, Rung, SoftGpu, Stats, Svm};
 use gpusvm_testkit::Watchdog;
 use mutator::Mutator;
 use std::collections::VecDeque;
-use std::fmt::Arguments;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -41,7 +41,7 @@ const QUEUES: u64 = 4;
 /// Much less than the pages: devices evict all the time.
 const VRAM: ByteSize = ByteSize::mib(6);
 /// How many of the last decisions are remembered.
-const LOG: usize = 60;
+const LOG: usize = 20_000;
 
 /// What everybody knows.
 #[derive(Debug)]
@@ -52,7 +52,25 @@ struct Storm {
     table: Table,
     counts: Counts,
     over: AtomicBool,
-    log: Mutex<VecDeque<String>>,
+    log: Mutex<VecDeque<Decision>>,
+}
+
+/// What the mutator did, to which pages.
+#[derive(Clone, Debug)]
+struct Decision {
+    name: &'static str,
+    pages: Range<usize>,
+    /// Where they were, and where they are.
+    from: u64,
+    to: Option<u64>,
+}
+
+impl Decision {
+    fn concerns(&self, place: u64, page: usize) -> bool {
+        let len = (self.pages.len() * table::PAGE) as u64;
+        let holds = |at: u64| at <= place && place < at + len;
+        self.pages.contains(&page) || holds(self.from) || self.to.is_some_and(holds)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -74,12 +92,27 @@ impl Storm {
         self.svm.rung().number() < 4
     }
 
-    fn log(&self, what: Arguments<'_>) {
+    fn log(&self, decision: Decision) {
         let mut log = self.log.lock().unwrap();
         if log.len() == LOG {
             log.pop_front();
         }
-        log.push_back(what.to_string());
+        log.push_back(decision);
+    }
+
+    /// What was done with a page, and at its place.
+    fn history(&self, page: usize) -> String {
+        let place = self.table.place(page);
+        let Ok(log) = self.log.try_lock() else {
+            return "the mutator is at it".to_owned();
+        };
+        let known = log.iter().enumerate().filter(|(_, d)| d.concerns(place, page));
+        let lines = known.map(|(i, d)| {
+            let Decision { name, pages, from, to } = d;
+            format!("  {i}: {name} {pages:?} {from:#x} -> {to:x?}\n")
+        });
+        let lines: String = lines.collect();
+        format!("page {page} at {place:#x}, of {} decisions:\n{lines}", log.len())
     }
 
     /// What was found is what the cell holds, and it could be read.
@@ -87,12 +120,14 @@ impl Storm {
         let at = self.table.address(cell);
         if let Err(error) = done {
             let side = R::NAME;
-            self.wrong(&format!("{side} reads cell {cell} at {at:#x}, {held}: {error}"));
+            let history = self.history(cell / table::CELLS_PER_PAGE);
+            self.wrong(&format!("{side} reads cell {cell} at {at:#x}, {held}: {error}\n{history}"));
         }
         if let Some(i) = held.wrong(cell, found) {
             let wrong = (0..found.len()).filter(|i| found[*i] != held.words(cell)[*i]);
+            let history = self.history(cell / table::CELLS_PER_PAGE);
             self.wrong(&format!(
-                "{} read cell {cell} at {at:#x}, {held}: {} words wrong, the first is {i}: {:#x}",
+                "{} read cell {cell} at {at:#x}, {held}: {} words wrong, the first is {i}: {:#x}\n{history}",
                 R::NAME,
                 wrong.count(),
                 found[i],
@@ -111,9 +146,6 @@ impl Storm {
     fn wrong(&self, what: &str) -> ! {
         eprintln!("WRONG: {what}\nGPUSVM_SEED={} on {}", self.seed, self.svm.rung());
         eprintln!("{}\n{:?}", self.report(), self.svm.stats());
-        if let Ok(log) = self.log.try_lock() {
-            eprintln!("the last decisions: {log:?}");
-        }
         std::process::abort();
     }
 
@@ -165,7 +197,9 @@ fn rage(rung: Rung, time: Duration, seed: u64) -> Option<(String, Stats)> {
     let state = move || {
         let storm = known.upgrade()?;
         eprintln!("GPUSVM_SEED={seed}: {}", storm.report());
-        eprintln!("the last decisions: {:?}", storm.log.try_lock());
+        let log = storm.log.try_lock();
+        let last = log.iter().flat_map(|log| log.iter().rev().take(20));
+        last.for_each(|decision| eprintln!("  {decision:?}"));
         Some(format!("{:?}", storm.svm.stats()))
     };
     let state = move || state().unwrap_or_default();

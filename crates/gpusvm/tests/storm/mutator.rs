@@ -3,7 +3,7 @@
 use crate::actions::ACTIONS;
 use crate::random::Random;
 use crate::table::{CELLS_PER_PAGE, Held, Outcome, PAGE};
-use crate::{PAGES, SLICE_PAGES, SLICES, Storm};
+use crate::{Decision, PAGES, SLICE_PAGES, SLICES, Storm};
 use gpusvm::{Adopted, SvmSlice};
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,8 +26,10 @@ pub(crate) struct Mutator {
     used: Vec<bool>,
     /// What was moved away from with its mapping left behind.
     pub(crate) left_behind: Vec<(u64, usize)>,
-    /// Mappings that the kernel found a place for.
+    /// Whether the last device is out of use.
     pub(crate) is_unbound: bool,
+    /// What it does.
+    now: &'static str,
 }
 
 /// Consecutive pages, at consecutive addresses, that the mutator owns.
@@ -54,6 +56,7 @@ impl Mutator {
             used: vec![false; WINDOW_PAGES],
             left_behind: Vec::new(),
             is_unbound: false,
+            now: "",
         }
     }
 
@@ -67,7 +70,7 @@ impl Mutator {
             .collect();
         while !self.storm.is_over() {
             let i = actions[self.random.below(actions.len())];
-            self.storm.log(format_args!("{}", ACTIONS[i].name));
+            self.now = ACTIONS[i].name;
             if (ACTIONS[i].act)(self).is_some() {
                 self.storm.counts.actions[i].fetch_add(1, Ordering::Relaxed);
             }
@@ -75,6 +78,16 @@ impl Mutator {
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
+    }
+
+    /// Remembers what was adopted.
+    pub(crate) fn log_share(&self, at: u64, len: usize) {
+        self.storm.log(Decision {
+            name: "(adopt)",
+            pages: PAGES..PAGES + len / PAGE,
+            from: at,
+            to: None,
+        });
     }
 
     /// Pages of the program's that are mapped, in one piece, if nobody keeps them too long.
@@ -133,7 +146,15 @@ impl Mutator {
 
     /// Gives pages back, which are where they were, or at `at`, or nowhere.
     pub(crate) fn give_back(&self, owned: Owned, at: Option<u64>, outcome: Outcome) {
+        // Kernels run meanwhile: they are not to see what was there before.
+        self.storm.svm.settle();
         let table = &self.storm.table;
+        self.storm.log(Decision {
+            name: self.now,
+            pages: owned.pages.clone(),
+            from: owned.at,
+            to: at,
+        });
         for (i, page) in owned.pages.clone().enumerate() {
             let place = at.map_or(0, |at| at + (i * PAGE) as u64);
             table.set_place(page, place);

@@ -2,12 +2,13 @@
 
 use super::{Process, piece_of};
 use crate::block::{BlockGuard, NotHere};
+use crate::fault;
 use crate::fork::Pass;
 use crate::sys::procmem::ProcMem;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
     AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
-    Mirror, MmError, Notifiers, Snapshot, Time, Vma, VmaKind, Wanted,
+    Mirror, MmError, Notifiers, Place, Snapshot, Time, Vma, VmaKind, Wanted,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
@@ -48,10 +49,23 @@ impl AddressSpace for Process {
     }
 
     fn is_readable(&self, at: VirtAddr) -> bool {
-        let mut byte = [0];
-        ProcMem::open()
-            .and_then(|memory| memory.read(at, &mut byte))
-            .is_ok_and(|read| read == 1)
+        // What moved here a moment ago is not lost, though some of it is elsewhere.
+        self.settle_events();
+        if let Some(part) = self.regions.find(at) {
+            let word = part.region.word(at.page()).get();
+            if word.place != Place::System || !self.is_in_ram(at.page()) {
+                return true;
+            }
+        }
+        let reads = || {
+            let read = ProcMem::open().and_then(|memory| memory.read(at, &mut [0]));
+            read.is_ok_and(|read| read == 1)
+        };
+        // Registered once, and nobody's since: the kernel knows of no page, and asks us.
+        reads() || {
+            fault::serve_unknown(self, at);
+            reads()
+        }
     }
 
     fn mirrored(&self, at: VirtAddr) -> Mirror {
