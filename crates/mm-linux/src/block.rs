@@ -119,15 +119,16 @@ impl<'a> BlockGuard<'a> {
         same.filter_map(move |part| Arc::ptr_eq(&part.region, &region).then_some(part.span))
     }
 
-    /// Begins to catch touches of missing pages of the block.
+    /// Begins to catch touches of missing pages of the block; in any case of `piece`, which can be in a
+    /// mapping that came where a part of the block went unheard of, before anybody listened.
     ///
     /// # Errors
     ///
     /// What the kernel refused; then nothing is caught that was not before.
-    pub(crate) fn register(&self) -> Result<(), rustix::io::Errno> {
+    pub(crate) fn register(&self, piece: Span) -> Result<(), rustix::io::Errno> {
         let registered = &self.state().registered;
         if registered.load(Ordering::Relaxed) {
-            return Ok(());
+            return self.process.mover.arm(piece);
         }
         for part in self.parts() {
             if let Err(errno) = self.process.mover.arm(part) {

@@ -67,7 +67,6 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
             && word.unmapped
             && !process.events.is_arriving(arrival.at));
     let fill = || {
-        let _held = process.source.hold();
         process.mover.zero_fill(Span::page_of(arrival.at));
     };
     if cannot_wait {
@@ -165,8 +164,6 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
         .intersection(block.span())
         .unwrap_or_else(|| Span::page_of(page.start()));
     block.region.word(page).saw_hole();
-    // What moves here meanwhile is marked, or cannot be filled before that is heard of.
-    let _held = process.source.hold();
     let is_hole = |page: PageIndex| {
         let word = block.region.word(page).get();
         word.place == Place::System && !word.dropped && !word.unmapped

@@ -4,7 +4,7 @@ use crate::mutator::{Mutator, Owned};
 use crate::table::{CELLS_PER_PAGE, Outcome, PAGE, WORDS};
 use crate::touch::{Cpu, Reach, read_held};
 use crate::{PAGES, SLICES};
-use gpusvm::{ByteSize, SvmPtr, VirtAddr};
+use gpusvm::{ByteSize, Protection, SvmPtr, VirtAddr};
 use libc::{c_int, c_void};
 
 /// One kind of thing to do. `None`: it found nothing to do it with.
@@ -257,18 +257,25 @@ fn protect(m: &mut Mutator) -> Option<()> {
         }
         pages += 1;
     }
-    let raw = |protection| {
+    let storm = &m.storm;
+    let raw = |with_us: bool, protection: Protection| {
+        let len = pages * PAGE;
+        if with_us {
+            let len = ByteSize::from_usize(len);
+            return storm.svm.protect(pointer(at), len, protection).unwrap();
+        }
+        let flags = if protection == Protection::Read { libc::PROT_READ } else { OPEN };
         // SAFETY: nobody writes the pages meanwhile.
-        let done = unsafe { libc::mprotect(pointer(at), pages * PAGE, protection) };
-        assert_eq!(done, 0, "mprotect");
+        assert_eq!(unsafe { libc::mprotect(pointer(at), len, flags) }, 0, "mprotect");
     };
     if pages > 0 {
-        raw(libc::PROT_READ);
+        let with_us = first % 2 == 0;
+        raw(with_us, Protection::Read);
         for (cell, held) in shared.iter().step_by(3).take(20) {
-            read_held(&m.storm, *cell, *held, &mut Cpu);
+            read_held(storm, *cell, *held, &mut Cpu);
         }
         std::thread::yield_now();
-        raw(OPEN);
+        raw(with_us, Protection::ReadWrite);
     }
     shared.iter().for_each(|(cell, _)| table.unshare(*cell));
     (pages > 0).then_some(())

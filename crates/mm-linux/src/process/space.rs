@@ -4,6 +4,7 @@ use super::{Process, piece_of};
 use crate::block::{BlockGuard, NotHere};
 use crate::fault;
 use crate::fork::Pass;
+use crate::outbound::POLL;
 use crate::sys::procmem::ProcMem;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
@@ -14,6 +15,9 @@ use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{OwnerId, PageCount, PageIndex, Span, VirtAddr};
 use rustix::io::Errno;
+
+/// How often to look at a page that cannot be read, about 10 ms in all.
+const LOOKS: u32 = 100;
 
 impl AddressSpace for Process {
     type Block<'a> = BlockGuard<'a>;
@@ -61,11 +65,17 @@ impl AddressSpace for Process {
             let read = ProcMem::open().and_then(|memory| memory.read(at, &mut [0]));
             read.is_ok_and(|read| read == 1)
         };
-        // Registered once, and nobody's since: the kernel knows of no page, and asks us.
-        reads() || {
-            fault::serve_unknown(self, at);
+        // Registered once, and nobody's since: the kernel knows of no page, and asks us. It refuses to
+        // be told as long as mappings change.
+        (0..LOOKS).any(|look| {
+            if look > 0 {
+                fault::serve_unknown(self, at);
+            }
+            if look > 1 {
+                std::thread::sleep(POLL);
+            }
             reads()
-        }
+        })
     }
 
     fn mirrored(&self, at: VirtAddr) -> Mirror {
@@ -100,7 +110,7 @@ impl AddressSpace for Process {
                 true => Ok(block),
                 false => Err(MmError::NotMirrored { span }),
             });
-            if let Err(error) = block.and_then(|block| Self::arm_block(&block)) {
+            if let Err(error) = block.and_then(|block| Self::arm_block(&block, piece)) {
                 if let Ok(done) = Span::new(span.start(), piece.start()) {
                     self.disarm(done, token);
                 }
@@ -168,8 +178,8 @@ impl AddressSpace for Process {
 }
 
 impl Process {
-    fn arm_block(block: &BlockGuard<'_>) -> Result<(), MmError> {
-        block.register().map_err(|errno: Errno| MmError::System {
+    fn arm_block(block: &BlockGuard<'_>, piece: Span) -> Result<(), MmError> {
+        block.register(piece).map_err(|errno: Errno| MmError::System {
             call: "registering with userfaultfd",
             span: block.span(),
             errno: errno.raw_os_error(),
