@@ -130,12 +130,10 @@ impl<'a> BlockGuard<'a> {
         if registered.load(Ordering::Relaxed) {
             return self.process.mover.arm(piece);
         }
-        for part in self.parts() {
-            if let Err(errno) = self.process.mover.arm(part) {
-                self.parts()
-                    .for_each(|part| self.process.mover.disarm(part));
-                return Err(errno);
-            }
+        self.process.mover.arm(piece)?;
+        for part in self.parts().filter(|part| !piece.covers(*part)) {
+            // Of another part nobody may have heard that it went, or what is there by now.
+            let _ = self.process.mover.arm(part);
         }
         registered.store(true, Ordering::Relaxed);
         Ok(())

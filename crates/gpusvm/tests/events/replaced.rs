@@ -54,3 +54,40 @@ fn a_hole_next_to_the_end_of_a_mapping_is_filled() {
         assert_eq!(unsafe { last.read_volatile() }, 0);
     });
 }
+
+/// A part of a block went unheard, and nothing came: the other part, adopted on its own, is used as ever.
+#[test]
+fn a_neighbour_that_went_unheard_keeps_nobody_from_using_the_rest() {
+    on_rungs(true, |svm| {
+        let map = Map::new(BLOCK, false);
+        let _adopted = svm.adopt(map.at, ByteSize::from_usize(BLOCK)).unwrap();
+        let hole = map.at.wrapping_add(BLOCK / 4);
+        // SAFETY: part of our own mapping. A hole cuts the block in parts, once it is heard of.
+        assert_eq!(unsafe { libc::munmap(hole.cast(), BLOCK / 4) }, 0);
+        let p = SvmPtr::from(map.at.cast::<u64>());
+        on_pages(svm, p, PAGES / 4, Some(1)).unwrap();
+        // SAFETY: heard of by now: two parts, of which the upper is not watched any more.
+        assert_eq!(unsafe { libc::munmap(map.at.wrapping_add(BLOCK / 2).cast(), PAGE) }, 0);
+        let upper = p.add((BLOCK / 2 + PAGE) / 8);
+        on_pages(svm, upper, PAGES / 2 - 1, Some(2)).unwrap();
+        check(upper, PAGES / 2 - 1, 2);
+        check(p, PAGES / 4, 1);
+    });
+}
+
+/// Memory that was adopted is freed unheard, and the library gets its address for a slice.
+#[test]
+fn a_slice_takes_over_an_address_that_was_adopted() {
+    on_rungs(true, |svm| {
+        for _ in 0..20 {
+            let map = Map::new(BLOCK, false);
+            let adopted = svm.adopt(map.at, ByteSize::from_usize(BLOCK)).unwrap();
+            drop(map);
+            // The kernel gives the same address again, as a rule.
+            let slice = svm.alloc_slice::<u64>(2 * BLOCK / 8).unwrap();
+            on_pages(svm, slice.device_ptr(), PAGES, Some(4)).unwrap();
+            check(slice.device_ptr(), PAGES, 4);
+            drop(adopted);
+        }
+    });
+}
