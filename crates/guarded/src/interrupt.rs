@@ -36,8 +36,10 @@ const _: () = assert!(size_of::<Queued>() == size_of::<siginfo_t>());
 ///
 /// For threads whose accesses may be refused without need: whoever made the access looks again.
 pub fn interrupt(tid: i32, addr: usize) -> bool {
-    // SAFETY: they have no preconditions.
-    let (pid, uid) = unsafe { (libc::getpid(), libc::getuid()) };
+    // SAFETY: it has no preconditions.
+    let pid = unsafe { libc::getpid() };
+    // SAFETY: it has no preconditions.
+    let uid = unsafe { libc::getuid() };
     let queued = Queued {
         signal: libc::SIGSEGV,
         errno: OURS,
@@ -49,11 +51,12 @@ pub fn interrupt(tid: i32, addr: usize) -> bool {
         _rest: [0; 12],
     };
     let call = libc::SYS_rt_tgsigqueueinfo;
-    // SAFETY: a thread of our own, if it is still there, and information that is valid for the call. The
-    // handler is installed: else the signal would end the process.
-    let sent = crate::is_installed()
-        && unsafe { libc::syscall(call, pid, tid, libc::SIGSEGV, &raw const queued) } == 0;
-    sent
+    // Else the signal would end the process.
+    if !crate::is_installed() {
+        return false;
+    }
+    // SAFETY: a thread of our own, if it is still there, and information that is valid for the call.
+    unsafe { libc::syscall(call, pid, tid, libc::SIGSEGV, &raw const queued) == 0 }
 }
 
 /// The address, if the signal is one of [`interrupt`].
@@ -69,4 +72,79 @@ pub(crate) unsafe fn addr_of(info: *const siginfo_t) -> Option<usize> {
         // SAFETY: it has no preconditions.
         && queued.pid == unsafe { libc::getpid() };
     is_ours.then(|| queued.value.addr())
+}
+
+/// A stack for the signal handlers of a thread that can be interrupted: inside one handler, and once more
+/// inside that, with all the registers that a processor has.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    // INVARIANT: the thread's alternate stack, until it is given back.
+    _memory: Box<[u8]>,
+    before: libc::stack_t,
+}
+
+const STACK: usize = 128 << 10;
+
+impl Stack {
+    /// Takes the place of the calling thread's alternate stack.
+    pub(crate) fn enter() -> Self {
+        let mut memory = vec![0; STACK].into_boxed_slice();
+        let stack = libc::stack_t {
+            ss_sp: memory.as_mut_ptr().cast(),
+            ss_flags: 0,
+            ss_size: STACK,
+        };
+        let mut before = libc::stack_t {
+            ss_sp: core::ptr::null_mut(),
+            ss_flags: libc::SS_DISABLE,
+            ss_size: 0,
+        };
+        // SAFETY: the memory is as long as it says, and lives until the stack before is back.
+        unsafe { libc::sigaltstack(&raw const stack, &raw mut before) };
+        Self {
+            _memory: memory,
+            before,
+        }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: what the thread had; no handler runs on ours, because this is not one.
+        unsafe { libc::sigaltstack(&raw const self.before, core::ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// A late one meets a thread that does something else: nothing happens.
+    #[test]
+    fn who_does_something_else_is_not_disturbed() {
+        crate::install().unwrap();
+        let (told, tid) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel::<()>();
+        let look = move || {
+            let _stack = Stack::enter();
+            // SAFETY: it has no preconditions.
+            told.send(unsafe { libc::gettid() }).unwrap();
+            let (value, mut found) = (7u64, 7);
+            while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                // SAFETY: a local.
+                found = unsafe { crate::load64(&raw const value) }.unwrap();
+            }
+            found
+        };
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(look);
+            let tid = tid.recv().unwrap();
+            for _ in 0..10_000 {
+                assert!(interrupt(tid, 1 << 46));
+            }
+            drop(stop);
+            assert_eq!(thread.join().unwrap(), 7);
+        });
+    }
 }

@@ -74,8 +74,8 @@ pub use access::{
 };
 pub use bulk::{clear_streaming, copy, copy_streaming};
 pub use engine::{EngineThread, RegistryFull, is_engine_thread};
-pub use interrupt::interrupt;
 pub use handler::{FaultHook, FaultInfo, HookVerdict, install, is_installed, set_fault_hook};
+pub use interrupt::interrupt;
 
 /// Whether a faulting access is reported on this architecture.
 ///

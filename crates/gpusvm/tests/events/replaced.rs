@@ -66,8 +66,10 @@ fn a_neighbour_that_went_unheard_keeps_nobody_from_using_the_rest() {
         assert_eq!(unsafe { libc::munmap(hole.cast(), BLOCK / 4) }, 0);
         let p = SvmPtr::from(map.at.cast::<u64>());
         on_pages(svm, p, PAGES / 4, Some(1)).unwrap();
-        // SAFETY: heard of by now: two parts, of which the upper is not watched any more.
-        assert_eq!(unsafe { libc::munmap(map.at.wrapping_add(BLOCK / 2).cast(), PAGE) }, 0);
+        // Heard of by now: two parts, of which the upper is not watched any more.
+        let first = map.at.wrapping_add(BLOCK / 2);
+        // SAFETY: part of our own mapping.
+        assert_eq!(unsafe { libc::munmap(first.cast(), PAGE) }, 0);
         let upper = p.add((BLOCK / 2 + PAGE) / 8);
         on_pages(svm, upper, PAGES / 2 - 1, Some(2)).unwrap();
         check(upper, PAGES / 2 - 1, 2);

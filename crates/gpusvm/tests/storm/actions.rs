@@ -264,9 +264,17 @@ fn protect(m: &mut Mutator) -> Option<()> {
             let len = ByteSize::from_usize(len);
             return storm.svm.protect(pointer(at), len, protection).unwrap();
         }
-        let flags = if protection == Protection::Read { libc::PROT_READ } else { OPEN };
+        let flags = if protection == Protection::Read {
+            libc::PROT_READ
+        } else {
+            OPEN
+        };
         // SAFETY: nobody writes the pages meanwhile.
-        assert_eq!(unsafe { libc::mprotect(pointer(at), len, flags) }, 0, "mprotect");
+        assert_eq!(
+            unsafe { libc::mprotect(pointer(at), len, flags) },
+            0,
+            "mprotect"
+        );
     };
     if pages > 0 {
         let with_us = first % 2 == 0;
@@ -399,7 +407,10 @@ fn unbind(m: &mut Mutator) -> Option<()> {
     } else {
         // Pages that others hold just now may stay; it is out of use all the same.
         let unbound = m.storm.svm.unbind(device);
-        assert!(matches!(unbound, Ok(()) | Err(gpusvm::Error::Unbind { .. })));
+        assert!(matches!(
+            unbound,
+            Ok(()) | Err(gpusvm::Error::Unbind { .. })
+        ));
     }
     m.is_unbound = !m.is_unbound;
     Some(())

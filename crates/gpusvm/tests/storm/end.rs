@@ -22,7 +22,9 @@ impl Mutator {
             }
         }
         let left_behind = core::mem::take(&mut self.left_behind);
-        left_behind.iter().for_each(|(at, pages)| unmap(*at, *pages));
+        left_behind
+            .iter()
+            .for_each(|(at, pages)| unmap(*at, *pages));
         (0..SLICES).for_each(|i| drop(self.slices[i].take()));
         self.adopted.clear();
         storm.over.store(true, Ordering::Relaxed);
@@ -54,7 +56,10 @@ impl Before {
         Self {
             descriptors: count("/proc/self/fd"),
             threads: count("/proc/self/task"),
-            mappings: fs::read_to_string("/proc/self/maps").unwrap().lines().count(),
+            mappings: fs::read_to_string("/proc/self/maps")
+                .unwrap()
+                .lines()
+                .count(),
         }
     }
 
@@ -69,10 +74,23 @@ impl Before {
         }
         assert_eq!(now.descriptors, self.descriptors, "file descriptors");
         assert_eq!(now.threads, self.threads, "threads");
-        assert!(now.mappings <= self.mappings + MORE_MAPPINGS, "{now:?}, was {self:?}");
+        assert!(
+            now.mappings <= self.mappings + MORE_MAPPINGS,
+            "{now:?}, was {self:?}"
+        );
         let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
-        let flags = smaps.lines().filter_map(|line| line.strip_prefix("VmFlags:"));
-        let watched = |flags: &str| flags.split(' ').any(|flag| ["um", "uw", "ui"].contains(&flag));
-        assert_eq!(flags.filter(|flags| watched(flags)).count(), 0, "registrations");
+        let flags = smaps
+            .lines()
+            .filter_map(|line| line.strip_prefix("VmFlags:"));
+        let watched = |flags: &str| {
+            flags
+                .split(' ')
+                .any(|flag| ["um", "uw", "ui"].contains(&flag))
+        };
+        assert_eq!(
+            flags.filter(|flags| watched(flags)).count(),
+            0,
+            "registrations"
+        );
     }
 }

@@ -106,13 +106,24 @@ impl Storm {
         let Ok(log) = self.log.try_lock() else {
             return "the mutator is at it".to_owned();
         };
-        let known = log.iter().enumerate().filter(|(_, d)| d.concerns(place, page));
+        let known = log
+            .iter()
+            .enumerate()
+            .filter(|(_, d)| d.concerns(place, page));
         let lines = known.map(|(i, d)| {
-            let Decision { name, pages, from, to } = d;
+            let Decision {
+                name,
+                pages,
+                from,
+                to,
+            } = d;
             format!("  {i}: {name} {pages:?} {from:#x} -> {to:x?}\n")
         });
         let lines: String = lines.collect();
-        format!("page {page} at {place:#x}, of {} decisions:\n{lines}", log.len())
+        format!(
+            "page {page} at {place:#x}, of {} decisions:\n{lines}",
+            log.len()
+        )
     }
 
     /// What was found is what the cell holds, and it could be read.
@@ -121,7 +132,9 @@ impl Storm {
         if let Err(error) = done {
             let side = R::NAME;
             let history = self.history(cell / table::CELLS_PER_PAGE);
-            self.wrong(&format!("{side} reads cell {cell} at {at:#x}, {held}: {error}\n{history}"));
+            self.wrong(&format!(
+                "{side} reads cell {cell} at {at:#x}, {held}: {error}\n{history}"
+            ));
         }
         if let Some(i) = held.wrong(cell, found) {
             let wrong = (0..found.len()).filter(|i| found[*i] != held.words(cell)[*i]);
@@ -138,13 +151,19 @@ impl Storm {
     fn judge_write<R: Reach>(&self, cell: usize, held: Held, done: &Result<(), String>) {
         if let Err(error) = done {
             let (side, at) = (R::NAME, self.table.address(cell));
-            self.wrong(&format!("{side} writes cell {cell} at {at:#x}, {held}: {error}"));
+            self.wrong(&format!(
+                "{side} writes cell {cell} at {at:#x}, {held}: {error}"
+            ));
         }
     }
 
     /// Says what is known, and ends the process: nothing is to happen to the evidence.
     fn wrong(&self, what: &str) -> ! {
-        eprintln!("WRONG: {what}\nGPUSVM_SEED={} on {}", self.seed, self.svm.rung());
+        eprintln!(
+            "WRONG: {what}\nGPUSVM_SEED={} on {}",
+            self.seed,
+            self.svm.rung()
+        );
         eprintln!("{}\n{:?}", self.report(), self.svm.stats());
         std::process::abort();
     }
@@ -232,9 +251,16 @@ fn storm(rung: Rung, time: Duration, seed: u64) {
     }
     let before = Before::look();
     let (report, stats) = rage(rung, time, seed).unwrap();
-    println!("rung {}, {time:?}, GPUSVM_SEED={seed}: {report}", rung.number());
+    println!(
+        "rung {}, {time:?}, GPUSVM_SEED={seed}: {report}",
+        rung.number()
+    );
     println!("    {stats:?}");
-    let left = (stats.vram_used_bytes, stats.vram_lost_bytes, stats.pages_on_devices);
+    let left = (
+        stats.vram_used_bytes,
+        stats.vram_lost_bytes,
+        stats.pages_on_devices,
+    );
     assert_eq!((left, stats.ranges_live), ((0, 0, 0), 0), "seed {seed}");
     before.compare();
 }

@@ -105,7 +105,11 @@ impl Mutator {
             return None;
         }
         let is_next = |(i, page)| table.place(page) == at + (i * PAGE) as u64;
-        let len = pages.clone().enumerate().take_while(|p| is_next(*p)).count();
+        let len = pages
+            .clone()
+            .enumerate()
+            .take_while(|p| is_next(*p))
+            .count();
         let pages = pages.start..pages.start + len;
         let held = self.own_cells(&pages, false)?;
         Some(Owned { pages, at, held })

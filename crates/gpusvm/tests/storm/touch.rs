@@ -1,8 +1,8 @@
 //! Who touches: threads of the CPU, and lanes of devices, in the same ways.
 
+use crate::Storm;
 use crate::random::Random;
 use crate::table::{Held, Outcome, PAGE, WORDS, Words};
-use crate::Storm;
 use gpusvm::{Grid, Lane, LaneError, SvmPtr, VirtAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -69,7 +69,8 @@ impl Reach for &mut Lane<'_> {
 
     fn try_read(&mut self, at: u64, into: &mut Words) -> Result<(), String> {
         let from = SvmPtr::<u64>::new(VirtAddr::new(at));
-        self.load_tile(from, into).map_err(|error| error.to_string())
+        self.load_tile(from, into)
+            .map_err(|error| error.to_string())
     }
 }
 
@@ -134,7 +135,10 @@ fn peek<R: Reach>(storm: &Storm, cell: usize, side: &mut R) {
         storm.judge::<R>(cell, seen, &found, &done);
         storm.counts.peeks.fetch_add(1, Ordering::Relaxed);
     } else {
-        storm.counts.peeks_for_nothing.fetch_add(1, Ordering::Relaxed);
+        storm
+            .counts
+            .peeks_for_nothing
+            .fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -179,11 +179,13 @@ impl AddressSpace for Process {
 
 impl Process {
     fn arm_block(block: &BlockGuard<'_>, piece: Span) -> Result<(), MmError> {
-        block.register(piece).map_err(|errno: Errno| MmError::System {
-            call: "registering with userfaultfd",
-            span: block.span(),
-            errno: errno.raw_os_error(),
-        })?;
+        block
+            .register(piece)
+            .map_err(|errno: Errno| MmError::System {
+                call: "registering with userfaultfd",
+                span: block.span(),
+                errno: errno.raw_os_error(),
+            })?;
         block.state().armed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
