@@ -6,6 +6,7 @@ use gpusvm_mm::MmError;
 use gpusvm_mm_linux::{AdoptError, StartError};
 use gpusvm_pagemap::{EvictError, RebindError};
 use gpusvm_softgpu::{LaunchError, SoftGpuError};
+use gpusvm_types::Span;
 
 /// What was refused, and why.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +88,14 @@ pub enum Error {
         /// Why.
         error: RebindError,
     },
+    /// Permissions of memory cannot be changed.
+    #[error("protecting {span}: {error}")]
+    Protect {
+        /// Which memory.
+        span: Span,
+        /// What the system said.
+        error: std::io::Error,
+    },
     /// Something a launch declared cannot be made resident.
     #[error("declared memory cannot be made resident: {0}")]
     Declared(FaultError),
@@ -127,6 +136,7 @@ impl Error {
             Self::Prefetch(_) => 61,                   // ENODATA
             Self::Launch(_) | Self::Declared(_) => 14, // EFAULT
             Self::Start(_) | Self::Thread(_) => 11,    // EAGAIN
+            Self::Protect { error, .. } => error.raw_os_error().unwrap_or(22),
         }
     }
 }

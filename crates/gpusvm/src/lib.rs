@@ -65,7 +65,7 @@ pub use driver::{
 };
 pub use error::Error;
 pub use gpusvm_device::{Access, Fabric, FaultError, FaultMode};
-pub use gpusvm_mm_linux::{AdoptError, Capabilities, Plain, Rung};
+pub use gpusvm_mm_linux::{AdoptError, Capabilities, Plain, Protection, Rung};
 pub use gpusvm_softgpu::{
     Grid, Lane, LaneError, LaunchError, LaunchReport, SoftGpu, SoftGpuError, SvmPtr, Word,
 };

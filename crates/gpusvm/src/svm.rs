@@ -4,7 +4,7 @@ use crate::driver::{Devices, MigrateOnTouch, Policy, Times, VmTotals};
 use crate::node::Node;
 use crate::{DeviceVm, Error, Launch, Object, Resident, Stats, SvmSlice};
 use gpusvm_mm::ArmToken;
-use gpusvm_mm_linux::{Allocation, Capabilities, Options, Plain, Process, Rung};
+use gpusvm_mm_linux::{Allocation, Capabilities, Options, Plain, Process, Protection, Rung};
 use gpusvm_softgpu::{Grid, Lane, LaneError, SoftGpu};
 use gpusvm_sync::Arc;
 use gpusvm_types::{ByteSize, Span, VirtAddr};
@@ -177,6 +177,37 @@ impl Svm {
     pub fn touch<T>(&self, pointer: *const T, len: ByteSize) -> Result<(), Error> {
         let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
         Ok(self.process.bring_home(span)?)
+    }
+
+    /// Changes what may be done with whole pages of the program's own, or of a slice, as `mprotect`
+    /// does, and tells devices: what no longer may be done, no device does when this returns.
+    ///
+    /// Nobody hears of a plain `mprotect`. After one, a device may go on writing, until it faults
+    /// there again, where it has pages mapped to write that live on it; pages that it uses in place
+    /// refuse at once. Either way no page is lost, and pages come home to read-only memory.
+    ///
+    /// # Errors
+    ///
+    /// `Protect` with what `mprotect` said. On the rung of signals all of it is refused with `ENOTSUP`,
+    /// because page protection is how pages are watched there: do not call `mprotect` on memory of the
+    /// library either.
+    pub fn protect<T>(
+        &self,
+        pointer: *const T,
+        len: ByteSize,
+        protection: Protection,
+    ) -> Result<(), Error> {
+        let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
+        let protected = self.process.protect(span, protection);
+        protected.map_err(|error| Error::Protect { span, error })
+    }
+
+    /// Returns when devices know of everything that this thread did to mappings before: `munmap`,
+    /// `mremap`, `madvise(MADV_DONTNEED)` of shared memory. A launch that begins afterwards knows
+    /// anyway; this is for kernels that run meanwhile, which may see the old contents until then, and
+    /// whose writes may go where the old contents went.
+    pub fn settle(&self) {
+        self.process.settle_events();
     }
 
     /// Runs `kernel` on the first device, once for each lane of the grid, and returns at once.

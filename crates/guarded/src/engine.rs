@@ -9,6 +9,7 @@
 //!
 //! None: the record is read in signal handlers. It is an array of thread ids, zero where free.
 
+use crate::interrupt::Stack;
 use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::Once;
 
@@ -36,6 +37,8 @@ impl core::error::Error for RegistryFull {}
 pub struct EngineThread {
     slot: usize,
     tid: i32,
+    /// The first record of a thread has it.
+    _stack: Option<Stack>,
     // The thread that entered is the thread that leaves.
     _stays: core::marker::PhantomData<*const ()>,
 }
@@ -49,6 +52,7 @@ impl EngineThread {
     pub fn enter() -> Result<Self, RegistryFull> {
         forget_in_children();
         let tid = current_tid();
+        let is_first = !is_engine_thread(tid);
         for (slot, record) in RECORD.iter().enumerate() {
             if record
                 .compare_exchange(0, tid, Ordering::AcqRel, Ordering::Relaxed)
@@ -58,6 +62,7 @@ impl EngineThread {
                 return Ok(Self {
                     slot,
                     tid,
+                    _stack: is_first.then(Stack::enter),
                     _stays: core::marker::PhantomData,
                 });
             }

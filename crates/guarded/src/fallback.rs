@@ -120,6 +120,10 @@ impl Frame {
         false
     }
 
+    pub(crate) fn is_about_to_touch(&self, _addr: usize) -> bool {
+        false
+    }
+
     pub(crate) fn refuse(&mut self, _addr: usize) {}
 }
 

@@ -1,7 +1,7 @@
 //! The SIGSEGV and SIGBUS handler of the process.
 //!
 //! ```text
-//!   raised by the kernel? --no--------------------------------------+
+//!   raised by the kernel? --no--> ours, of `interrupt`? divert -----+
 //!     | yes                                                         |
 //!   hook says Retry? --yes--> return: the access runs again         |
 //!     | no                                                          v
@@ -27,6 +27,7 @@
 //! ignored SIGSEGV of the kernel's making is fatal too; the kernel decides the same.
 
 use crate::arch::Frame;
+use crate::interrupt;
 use core::ffi::{c_int, c_void};
 use core::mem::MaybeUninit;
 use core::ptr;
@@ -116,6 +117,15 @@ unsafe extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut
     let code = unsafe { (*info).si_code };
     // Codes of zero and below are of kill, tgkill and sigqueue.
     let by_kernel = code > 0;
+    // SAFETY: as above.
+    if let Some(addr) = unsafe { interrupt::addr_of(info) } {
+        // SAFETY: the handler has not returned yet.
+        let mut frame = unsafe { Frame::new(context) };
+        if frame.is_about_to_touch(addr) {
+            frame.refuse(addr);
+        }
+        return;
+    }
     let errno = errno();
     // SAFETY: the arguments are the handler's own, unchanged.
     if !by_kernel || !unsafe { settle(info, context) } {

@@ -60,6 +60,7 @@ mod x86_64; // the accessors' text, and what a signal frame says
 )]
 mod fallback; // other architectures: copies by system call
 mod engine; // threads that must not be kept waiting
+mod interrupt; // accesses that sleep, ended by others
 mod handler; // SIGSEGV and SIGBUS
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -74,6 +75,7 @@ pub use access::{
 pub use bulk::{clear_streaming, copy, copy_streaming};
 pub use engine::{EngineThread, RegistryFull, is_engine_thread};
 pub use handler::{FaultHook, FaultInfo, HookVerdict, install, is_installed, set_fault_hook};
+pub use interrupt::interrupt;
 
 /// Whether a faulting access is reported on this architecture.
 ///

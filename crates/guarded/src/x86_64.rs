@@ -380,6 +380,28 @@ impl Frame<'_> {
         (begin..(&raw const gpusvm_guarded_end).addr()).contains(&self.instruction())
     }
 
+    /// Whether the accessor is at an access to the page of `addr` that has not happened yet.
+    pub(crate) fn is_about_to_touch(&self, addr: usize) -> bool {
+        /// `xor edx, edx` and `ret`: what comes behind the last access of every accessor.
+        const ENDS: [&[u8]; 2] = [&[0x31, 0xd2], &[0xc3]];
+        if !self.in_accessor() {
+            return false;
+        }
+        let instruction = core::ptr::with_exposed_provenance::<u8>(self.instruction());
+        // SAFETY: in an accessor, whose text is longer: behind its last instruction there is padding,
+        // or the landing.
+        let bytes = unsafe { core::slice::from_raw_parts(instruction, 2) };
+        if ENDS.iter().any(|end| bytes.starts_with(end)) {
+            return false;
+        }
+        let page = |addr: usize| addr >> 12;
+        [libc::REG_RDI, libc::REG_RSI].into_iter().any(|register| {
+            let first = self.get(register);
+            let last = first.wrapping_add(WIDE - 1);
+            (page(first)..=page(last)).contains(&page(addr))
+        })
+    }
+
     /// Makes the accessor return that `addr` was refused.
     pub(crate) fn refuse(&mut self, addr: usize) {
         let wide = self.instruction() >= (&raw const gpusvm_guarded_wide).addr();

@@ -80,7 +80,10 @@ impl<'a> BlockGuard<'a> {
             .find(at)
             .filter(|part| Arc::ptr_eq(&part.region, &region));
         let Some(span) = now.and_then(|part| part.span.intersection(Span::block_of(at))) else {
-            region.block(at).unlock();
+            // Another part of the mapping may be in the block, and a thread wait for it.
+            if region.block(at).unlock() {
+                process.mover.wake(Span::block_of(at));
+            }
             return Err(NotHere);
         };
         Ok(Self {
@@ -127,22 +130,21 @@ impl<'a> BlockGuard<'a> {
         same.filter_map(move |part| Arc::ptr_eq(&part.region, &region).then_some(part.span))
     }
 
-    /// Begins to catch touches of missing pages of the block.
+    /// Begins to catch touches of missing pages of the block; in any case of `piece`, which can be in a
+    /// mapping that came where a part of the block went unheard of, before anybody listened.
     ///
     /// # Errors
     ///
     /// What the kernel refused; then nothing is caught that was not before.
-    pub(crate) fn register(&self) -> Result<(), rustix::io::Errno> {
+    pub(crate) fn register(&self, piece: Span) -> Result<(), rustix::io::Errno> {
         let registered = &self.state().registered;
         if registered.load(Ordering::Relaxed) {
-            return Ok(());
+            return self.process.mover.arm(piece);
         }
-        for part in self.parts() {
-            if let Err(errno) = self.process.mover.arm(part) {
-                self.parts()
-                    .for_each(|part| self.process.mover.disarm(part));
-                return Err(errno);
-            }
+        self.process.mover.arm(piece)?;
+        for part in self.parts().filter(|part| !piece.covers(*part)) {
+            // Of another part nobody may have heard that it went, or what is there by now.
+            let _ = self.process.mover.arm(part);
         }
         registered.store(true, Ordering::Relaxed);
         Ok(())

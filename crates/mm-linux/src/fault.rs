@@ -36,16 +36,28 @@ const REMAP_POLL: Duration = Duration::from_micros(200);
 /// Serves what needs no waiting. Whether that was all.
 pub(crate) fn serve_at_once(process: &Process, arrival: &Arrival) -> bool {
     gpusvm_sync::walk!("serve_at_once");
+    let served = answer_at_once(process, arrival);
+    let tid = arrival.tid.unwrap_or_default();
+    if !served && gpusvm_guarded::is_engine_thread(tid) {
+        // Its translation is out of date, and whoever serves it may wait for its access to end.
+        gpusvm_guarded::interrupt(tid, ByteSize::new(arrival.at.get()).as_usize());
+    }
+    served
+}
+
+fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
     let page = Span::page_of(arrival.at);
+    let tid = arrival.tid.unwrap_or_default();
     let Some(part) = process.regions.find(arrival.at) else {
-        // Moved here a moment ago. Copies were of its old place: nobody reads them for this one.
         if arrival.protected {
+            // Moved here a moment ago. Copies were of its old place: nobody reads them for this one.
             process.mover.release(page);
+            return true;
         }
-        return arrival.protected;
+        let is_engine = gpusvm_guarded::is_engine_thread(tid);
+        return is_engine && serve_unknown(process, arrival.at) == Some(Urgency::Done);
     };
     let block = part.region.block(arrival.at);
-    let tid = arrival.tid.unwrap_or_default();
     if arrival.protected {
         // Somebody who holds the block protected it, or is about to copy it; or it is read in copies.
         return block.note_fault();
@@ -183,7 +195,9 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
 }
 
 /// Nothing is mirrored there: it was moved a moment ago, or unmapped.
-fn serve_unknown(process: &Process, at: VirtAddr) -> Option<Urgency> {
+pub(crate) fn serve_unknown(process: &Process, at: VirtAddr) -> Option<Urgency> {
+    // What moves here is not filled with zeroes: from here on, no move is heard of, and none ends.
+    let _held = process.source.hold();
     if process.events.is_remapping() {
         return Some(Urgency::Later(process.now().after(REMAP_POLL)));
     }

@@ -26,8 +26,10 @@ mod start; // how it comes to be, on which rung
 mod adopt; // what is mirrored
 mod space; // the contract
 mod snapshot; // where pages are, for who only looks
+mod protect; // what nobody hears of
 
 pub use adopt::AdoptError;
+pub use protect::Protection;
 pub use start::{Options, StartError};
 
 /// The address space of this process, as far as it is mirrored.

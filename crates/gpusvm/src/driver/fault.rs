@@ -375,7 +375,7 @@ pub(crate) fn refused(request: &Request, error: FindError) -> Result<Pass, Fault
 fn not_mapped<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
-    range: &Range<M>,
+    range: &Arc<Range<M>>,
     error: GetPagesError,
 ) -> Result<Pass, FaultError> {
     let Request { at, access, .. } = *request;
@@ -397,8 +397,19 @@ fn not_mapped<M: AddressSpace>(
             }
         }
         GetPagesError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
+        // Permissions of a part of it changed, and cut the mapping: ranges of the parts take its place.
+        GetPagesError::Unmapped { .. } if is_cut(vm, range) => {
+            vm.svm().range_remove(range);
+            Ok(Pass::Stale)
+        }
         _ => Ok(Pass::Stale),
     }
+}
+
+/// Whether no one mapping covers the range.
+fn is_cut<M: AddressSpace>(vm: &Vm<M>, range: &Range<M>) -> bool {
+    let vma = vm.svm().mm().find_vma(range.span().start());
+    vma.is_ok_and(|vma| vma.is_none_or(|vma| !vma.span.covers(range.span())))
 }
 
 /// The device found a translation to RAM that is not there any more: memory that nobody mirrors was

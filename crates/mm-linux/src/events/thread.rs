@@ -108,6 +108,12 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
                 "{there} was remapped onto {other}, which is mirrored"
             ));
         }
+        // Devices may have had in place what was there before, unheard of. Afterwards, so that a range
+        // that is made meanwhile is either told, or finds it mirrored.
+        process.notifiers.invalidate(&gpusvm_mm::Invalidation {
+            span: there,
+            reason: Reason::Unmap,
+        });
         for piece in there.blocks() {
             region.block(piece.start()).unlock();
             process.mover.wake(piece);

@@ -391,7 +391,11 @@ impl Mover for UffdMover {
         let mut any = false;
         let mut rest = Some(run);
         while let Some(left) = rest {
-            let filled = self.program.zeropage(left, false);
+            let mut filled = self.program.zeropage(left, false);
+            if filled.errno == Some(Errno::NOENT) && filled.done.is_zero() {
+                // No one mapping has all of it: pages of it are there all the same.
+                filled = self.program.zeropage(Span::page_of(left.start()), false);
+            }
             any |= !filled.done.is_zero();
             let stopped_early = filled.errno == Some(Errno::AGAIN) && filled.done.is_zero();
             if stopped_early {

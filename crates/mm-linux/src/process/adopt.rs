@@ -98,8 +98,9 @@ impl Process {
         };
         let mapping = request.map().map_err(|_| no_memory)?;
         let span = mapping.span();
-        // What was unmapped there before must be out of the table.
+        // What was unmapped there before must be out of the table, heard of or not.
         self.settle_events();
+        self.take_over(span)?;
         self.mirror(span).map_err(|error| match error {
             AdoptError::NoMemory { .. } => no_memory,
             other => other,

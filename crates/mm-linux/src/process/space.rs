@@ -2,18 +2,25 @@
 
 use super::{Process, piece_of};
 use crate::block::{BlockGuard, NotHere};
+use crate::fault;
 use crate::fork::Pass;
 use crate::sys::procmem::ProcMem;
+use core::time::Duration;
 use gpusvm_mm::device_page;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
     AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
-    Intent, Mirror, MmError, Notifiers, Reason, Seen, Snapshot, Time, Vma, VmaKind, Wanted,
+    Intent, Mirror, MmError, Notifiers, Place, Reason, Seen, Snapshot, Time, Vma, VmaKind, Wanted,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{OwnerId, PageCount, PageIndex, Span, VirtAddr};
 use rustix::io::Errno;
+
+/// How often to look at a page that cannot be read, about 10 ms in all.
+const LOOKS: u32 = 100;
+/// How long between two of them.
+const BETWEEN_LOOKS: Duration = Duration::from_micros(100);
 
 impl AddressSpace for Process {
     type Block<'a> = BlockGuard<'a>;
@@ -49,10 +56,29 @@ impl AddressSpace for Process {
     }
 
     fn is_readable(&self, at: VirtAddr) -> bool {
-        let mut byte = [0];
-        ProcMem::open()
-            .and_then(|memory| memory.read(at, &mut byte))
-            .is_ok_and(|read| read == 1)
+        // What moved here a moment ago is not lost, though some of it is elsewhere.
+        self.settle_events();
+        if let Some(part) = self.regions.find(at) {
+            let word = part.region.word(at.page()).get();
+            if word.place != Place::System || !self.is_in_ram(at.page()) {
+                return true;
+            }
+        }
+        let reads = || {
+            let read = ProcMem::open().and_then(|memory| memory.read(at, &mut [0]));
+            read.is_ok_and(|read| read == 1)
+        };
+        // Registered once, and nobody's since: the kernel knows of no page, and asks us. It refuses to
+        // be told as long as mappings change.
+        (0..LOOKS).any(|look| {
+            if look > 0 {
+                fault::serve_unknown(self, at);
+            }
+            if look > 1 {
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            reads()
+        })
     }
 
     fn mirrored(&self, at: VirtAddr) -> Mirror {
@@ -88,7 +114,7 @@ impl AddressSpace for Process {
                 true => Ok(block),
                 false => Err(MmError::NotMirrored { span }),
             });
-            if let Err(error) = block.and_then(|block| Self::arm_block(&block)) {
+            if let Err(error) = block.and_then(|block| Self::arm_block(&block, piece)) {
                 if let Ok(done) = Span::new(span.start(), piece.start()) {
                     self.disarm(done, token);
                 }
@@ -163,12 +189,14 @@ impl AddressSpace for Process {
 }
 
 impl Process {
-    fn arm_block(block: &BlockGuard<'_>) -> Result<(), MmError> {
-        block.register().map_err(|errno: Errno| MmError::System {
-            call: "registering with userfaultfd",
-            span: block.span(),
-            errno: errno.raw_os_error(),
-        })?;
+    fn arm_block(block: &BlockGuard<'_>, piece: Span) -> Result<(), MmError> {
+        block
+            .register(piece)
+            .map_err(|errno: Errno| MmError::System {
+                call: "registering with userfaultfd",
+                span: block.span(),
+                errno: errno.raw_os_error(),
+            })?;
         block.state().armed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
