@@ -130,6 +130,12 @@ impl<'a> BlockGuard<'a> {
             if let Err(errno) = self.process.mover.arm(part) {
                 self.parts()
                     .for_each(|part| self.process.mover.disarm(part));
+                if self.state().watched.load(Ordering::Relaxed) {
+                    // Best effort: what refused one registration may refuse another.
+                    for part in self.parts() {
+                        let _ = self.process.mover.watch(part);
+                    }
+                }
                 return Err(errno);
             }
         }
@@ -137,7 +143,8 @@ impl<'a> BlockGuard<'a> {
         Ok(())
     }
 
-    /// Leaves touches to the kernel again, if no range is in the block and no page on a device.
+    /// Leaves touches to the kernel again, if no range is in the block and no page on a device, and
+    /// nobody wants to hear of the end of the mapping.
     pub(crate) fn unregister_if_unused(&self) {
         let state = self.state();
         let is_away = |part: Span| {
@@ -147,6 +154,7 @@ impl<'a> BlockGuard<'a> {
                 .any(|word| word.get().place != Place::System)
         };
         if state.armed.load(Ordering::Relaxed) > 0
+            || state.watched.load(Ordering::Relaxed)
             || !state.registered.load(Ordering::Relaxed)
             || self.parts().any(is_away)
         {

@@ -25,6 +25,7 @@ use std::time::Instant;
 mod start; // how it comes to be, on which rung
 mod adopt; // what is mirrored
 mod space; // the contract
+mod watch; // hearing of unmaps without more
 
 pub use adopt::AdoptError;
 pub use start::{Options, StartError};
