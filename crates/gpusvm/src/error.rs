@@ -1,6 +1,6 @@
 //! What was refused, and why.
 
-use crate::driver::VmError;
+use crate::driver::{AdviseError, VmError};
 use gpusvm_device::FaultError;
 use gpusvm_mm::MmError;
 use gpusvm_mm_linux::{AdoptError, StartError};
@@ -57,6 +57,9 @@ pub enum Error {
         /// Why.
         error: RebindError,
     },
+    /// Something cannot be advised.
+    #[error(transparent)]
+    Advise(#[from] AdviseError),
     /// Something a launch declared cannot be made resident.
     #[error("declared memory cannot be made resident: {0}")]
     Declared(FaultError),
@@ -80,6 +83,7 @@ impl Error {
             Self::Unbind { error, .. } => error.errno(),
             Self::Rebind { error, .. } => error.errno(),
             Self::ZeroSized => 22, // EINVAL
+            Self::Advise(error) => error.errno(),
             Self::Mm(error) | Self::Vm(VmError::Mm(error)) => error.errno(),
             Self::Vm(_) => 28, // ENOSPC
             Self::Memory(error) => errno_of(error),

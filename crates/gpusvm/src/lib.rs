@@ -51,11 +51,15 @@ mod svm; // the engine, built and taken down
 mod node; // a device of it
 mod slice; // memory to share
 mod launch; // kernels on it
+mod advice; // what the program says beforehand
 mod stats; // what happened
 mod error; // what was refused
 pub mod driver; // device faults, end to end
 
-pub use driver::{FaultInfo, MigrateOnTouch, Moved, Plan, Policy, Times};
+pub use driver::{
+    Advice, AdviseError, Advised, Atomics, Attributes, DeviceSet, Preferred, Priority,
+};
+pub use driver::{Destination, FaultInfo, MigrateOnTouch, Moved, Plan, Policy, Times};
 pub use error::Error;
 pub use gpusvm_device::{Access, Fabric, FaultError, FaultMode};
 pub use gpusvm_mm_linux::{AdoptError, Capabilities, Plain, Rung};

@@ -63,7 +63,7 @@ impl Policy for AlwaysMigrate {
         Plan {
             migrate: true,
             timeslice,
-            ask_again: None,
+            ..Plan::default()
         }
     }
 }

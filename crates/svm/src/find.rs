@@ -5,7 +5,7 @@ use crate::{FindError, GpuSvm, Range, chunk};
 use alloc::sync::Arc;
 use core::time::Duration;
 use gpusvm_mm::{AddressSpace, IntervalNotifier, Mirror, Subscriber, Vma, VmaKind};
-use gpusvm_types::{OwnerId, Span, VirtAddr};
+use gpusvm_types::{ByteSize, OwnerId, Span, VirtAddr};
 
 /// What a fault wants, and what it may have (`drm_gpusvm_ctx`).
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,10 @@ pub struct FaultCtx {
     pub devmem_only: bool,
     /// How long migrated pages stay.
     pub timeslice: Duration,
+    /// What a new range must not reach out of, besides its mapping.
+    pub within: Option<Span>,
+    /// The largest that a new range may be, if not as large as fits.
+    pub largest_chunk: Option<ByteSize>,
 }
 
 /// Whoever looks at a mapping hears of what happens to it meanwhile.
@@ -57,7 +61,7 @@ impl<M: AddressSpace> GpuSvm<M> {
         let can_migrate = ctx.devmem_possible
             && vma.kind == VmaKind::PrivateAnonymous
             && matches!(mirror, Mirror::Mapping(_));
-        self.insert(at, (vma, mirror), can_migrate, listening)
+        self.insert(at, (vma, mirror), (can_migrate, ctx), listening)
     }
 
     /// The mapping that holds `at`, if it allows what is wanted.
@@ -100,7 +104,7 @@ impl<M: AddressSpace> GpuSvm<M> {
         &self,
         at: VirtAddr,
         (vma, mirror): (Vma, Mirror),
-        can_migrate: bool,
+        (can_migrate, ctx): (bool, &FaultCtx),
         listening: Listening,
     ) -> Result<Arc<Range<M>>, FindError> {
         let Listening { notifier, unmaps } = listening;
@@ -111,6 +115,10 @@ impl<M: AddressSpace> GpuSvm<M> {
         let bounds = vma.span.intersection(notifier.window());
         let bounds = bounds
             .and_then(|bounds| bounds.intersection(mirror.span()))
+            .and_then(|bounds| {
+                ctx.within
+                    .map_or(Some(bounds), |it| bounds.intersection(it))
+            })
             .ok_or(no_chunk)?;
         let mut tree = self.core.tree.lock();
         if tree.closed {
@@ -120,7 +128,13 @@ impl<M: AddressSpace> GpuSvm<M> {
             return Ok(Arc::clone(range));
         }
         let free = |chunk| tree.overlapping(chunk).next().is_none();
-        let chunk = chunk::choose(at, bounds, &self.config.chunk_sizes, free).ok_or(no_chunk)?;
+        let largest = ctx.largest_chunk.unwrap_or(ByteSize::new(u64::MAX));
+        let sizes = &self.config.chunk_sizes;
+        // The smallest always may.
+        let first = sizes
+            .partition_point(|size| *size > largest)
+            .min(sizes.len() - 1);
+        let chunk = chunk::choose(at, bounds, &sizes[first..], free).ok_or(no_chunk)?;
         let range = Arc::new(Range::new(
             chunk,
             notifier,

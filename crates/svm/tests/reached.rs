@@ -171,6 +171,8 @@ const CTX: FaultCtx = FaultCtx {
     devmem_possible: true,
     devmem_only: false,
     timeslice: Duration::ZERO,
+    within: None,
+    largest_chunk: None,
 };
 
 impl World {

@@ -90,6 +90,8 @@ pub struct VmStats {
     pub last_resorts: u64,
     /// Times that a declared range was taken away again before it was leased.
     pub slips: u64,
+    /// Ranges that were unmapped because what is advised of them changed.
+    pub reconsidered: u64,
     /// Ranges that should have moved to the device and could not.
     pub not_migrated: u64,
     /// How long faults took to serve.
@@ -128,6 +130,7 @@ pub(crate) struct Counters {
     pub(crate) gathered: AtomicU64,
     pub(crate) last_resorts: AtomicU64,
     pub(crate) slips: AtomicU64,
+    pub(crate) reconsidered: AtomicU64,
     pub(crate) not_migrated: AtomicU64,
     fault_time: Mutex<Histogram<u64>>,
 }
@@ -194,6 +197,7 @@ impl Counters {
             gathered: AtomicU64::new(0),
             last_resorts: AtomicU64::new(0),
             slips: AtomicU64::new(0),
+            reconsidered: AtomicU64::new(0),
             not_migrated: AtomicU64::new(0),
             fault_time: Mutex::new(times),
         }
@@ -213,6 +217,7 @@ impl Counters {
             gathered: get(&self.gathered),
             last_resorts: get(&self.last_resorts),
             slips: get(&self.slips),
+            reconsidered: get(&self.reconsidered),
             not_migrated: get(&self.not_migrated),
             fault_time: Times::of(&self.fault_time.lock()),
             ranges_live: u64::try_from(ranges).unwrap_or(u64::MAX),

@@ -14,30 +14,60 @@ use gpusvm_types::PageCount;
 
 /// How many victims, or waits, one allocation costs before it is given up.
 pub const MAX_TRIES: u32 = 64;
+/// How many waits are enough when there are others, but only pinned ones: some may be on their way.
+const MAX_WAITS_FOR_PINNED: u32 = 4;
 /// How long to wait for allocations that are still being filled, each time.
 const WAIT_FOR_OTHERS: Duration = Duration::from_millis(2);
 
+/// Why there is no device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// It is full, and nothing could go in time.
+    Full,
+    /// What could go is pinned.
+    Pinned,
+}
+
 impl<M: AddressSpace> RegionOps<M> {
-    /// An allocation of `count` pages, evicting others until there is room. `None` after
-    /// [`MAX_TRIES`], or when there can never be so many.
-    pub(crate) fn allocate(&self, pagemap: &Pagemap<M>, count: PageCount) -> Option<Devmem> {
+    /// An allocation of `count` pages, evicting others until there is room.
+    ///
+    /// # Errors
+    ///
+    /// `Full` after [`MAX_TRIES`], or when there can never be so many; `Pinned` when only such pages are
+    /// left that stay.
+    pub(crate) fn allocate(
+        &self,
+        pagemap: &Pagemap<M>,
+        count: PageCount,
+    ) -> Result<Devmem, NoRoom> {
         let memory = &self.memory;
         if count > memory.vram.total() {
-            return None;
+            return Err(NoRoom::Full);
         }
+        let mut no_room = NoRoom::Full;
+        let mut waits_for_pinned = 0..MAX_WAITS_FOR_PINNED;
         let vms = memory.vms();
         for _ in 0..MAX_TRIES {
             if let Some(devmem) = devmem::allocate(memory, count) {
-                return Some(devmem);
+                return Ok(devmem);
             }
             let was_used = |of: &Resident| self.was_used(&vms, of);
-            match self.residents.pick(memory.now(), was_used) {
+            let priority = |of: &Resident| memory.advice.priority(of.span);
+            let priority = memory.advice.is_used().then_some(&priority as _);
+            match self.residents.pick(memory.now(), was_used, priority) {
                 Victim::Evict(victim) => self.evict(pagemap, &vms, &victim),
                 Victim::Wait(time) => memory.vram.wait_freed(time),
                 Victim::Nothing => memory.vram.wait_freed(WAIT_FOR_OTHERS),
+                Victim::Pinned => {
+                    no_room = NoRoom::Pinned;
+                    if waits_for_pinned.next().is_none() {
+                        break;
+                    }
+                    memory.vram.wait_freed(WAIT_FOR_OTHERS);
+                }
             }
         }
-        devmem::allocate(memory, count)
+        devmem::allocate(memory, count).ok_or(no_room)
     }
 
     /// If something is in the way of it now, it gets another turn.

@@ -17,6 +17,7 @@
 //!   resident   launches that declare what they touch
 //!   stays      what of it stays in RAM meanwhile
 //!   prefetch   pages that are wanted before they are touched
+//!   advice     what the program says of its memory beforehand
 //!   devmem     copies, counted by cause; clearing
 //! ```
 //!
@@ -53,6 +54,7 @@ pub(crate) mod evict; // and out of it, for others
 pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
 pub(crate) mod prefetch; // wanted before they are touched
+pub mod advice; // what the program says beforehand
 pub(crate) mod vm; // one device address space
 pub(crate) mod region; // device memory in an address space
 pub(crate) mod devices; // all of them
@@ -62,11 +64,14 @@ pub(crate) mod residents; // what lives there
 pub(crate) mod devmem; // one allocation of it
 pub(crate) mod counters; // what happened
 
+pub use advice::{
+    Advice, AdviseError, Advised, AdvisedBy, Atomics, Attributes, DeviceSet, Preferred, Priority,
+};
 pub use counters::{Moved, RegionStats, Times, VmStats};
 pub use devices::Devices;
 pub use evict::MAX_TRIES;
 pub use fault::{MAX_PASSES, MAX_PASSES_IN_PLACE};
-pub use policy::{FaultInfo, MigrateOnTouch, Plan, Policy};
+pub use policy::{Destination, FaultInfo, MigrateOnTouch, Plan, Policy};
 pub use region::VramRegion;
 pub use resident::{Declared, Lease, MAX_SLIPS};
 pub use vm::{Vm, VmError};

@@ -1,5 +1,6 @@
 //! Pages into device memory.
 
+use crate::driver::evict::NoRoom;
 use crate::driver::region::Memory;
 use crate::driver::residents::{Resident, Residents};
 use core::time::Duration;
@@ -113,7 +114,10 @@ impl<M: AddressSpace> RegionOps<M> {
     ) -> Result<(), MigrateError> {
         let span = request.span;
         let devmem = self.allocate(pagemap, span.page_count());
-        let devmem = Arc::new(devmem.ok_or(MigrateError::NoSpace { span })?);
+        let devmem = Arc::new(devmem.map_err(|none| match none {
+            NoRoom::Full => MigrateError::NoSpace { span },
+            NoRoom::Pinned => MigrateError::Pinned { span },
+        })?);
         let moving = self.memory.stays.begin_move(span);
         let moving = moving.ok_or(MigrateError::NothingCollected { span })?;
         migrate::migrate_to_devmem(pagemap, &devmem, request)?;

@@ -24,6 +24,7 @@ impl<M: AddressSpace> Vm<M> {
                 moved,
                 Err(MigrateError::Unbound { .. }
                     | MigrateError::NoSpace { .. }
+                    | MigrateError::Pinned { .. }
                     | MigrateError::Mm(MmError::Gone))
             );
             result = result.and(moved);
@@ -44,12 +45,15 @@ impl<M: AddressSpace> Vm<M> {
         let page = Span::page_of(at);
         let _no_fork = self.svm().mm().no_fork().ok_or(MmError::Gone)?;
         let _working = self.enter().ok_or(MmError::Gone)?;
+        let (advice, around) = self.advised_around(at);
         let ctx = FaultCtx {
             owner: Some(self.region.pagemap().owner()),
             read_only: true,
             devmem_possible: true,
             devmem_only: false,
             timeslice: Duration::ZERO,
+            within: Some(around),
+            largest_chunk: advice.granularity,
         };
         self.svm().collect_garbage();
         let found = self.svm().range_find_or_insert(at, &ctx);

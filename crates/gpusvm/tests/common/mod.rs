@@ -63,7 +63,7 @@ impl Policy for Stay {
         Plan {
             migrate: true,
             timeslice: self.0,
-            ask_again: None,
+            ..Plan::default()
         }
     }
 }
@@ -76,8 +76,8 @@ impl Policy for InPlace {
     fn on_device_fault(&self, _: &FaultInfo) -> Plan {
         Plan {
             migrate: false,
-            timeslice: Duration::ZERO,
             ask_again: self.0,
+            ..Plan::default()
         }
     }
 }

@@ -24,6 +24,8 @@ pub(crate) const WRITE: FaultCtx = FaultCtx {
     devmem_possible: true,
     devmem_only: false,
     timeslice: Duration::ZERO,
+    within: None,
+    largest_chunk: None,
 };
 
 /// What the first device wants to read.

@@ -303,7 +303,7 @@ impl Policy for InPlace {
         Plan {
             migrate: false,
             timeslice: Duration::ZERO,
-            ask_again: None,
+            ..Plan::default()
         }
     }
 }
