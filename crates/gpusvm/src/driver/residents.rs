@@ -123,7 +123,7 @@ impl Residents {
         let mut list = self.0.lock();
         let queue = &mut list.queue;
         let of = |resident: &Resident| priority.map_or(Priority::Normal, |of| of(resident));
-        let lowest = priority.map(|of| lowest_that_may_go(queue, now, of));
+        let lowest = priority.map(|of| lowest_that_goes(queue, of));
         let mut soonest: Option<Duration> = None;
         let mut is_pinned = false;
         // Twice around: whoever was used is not asked again the second time.
@@ -180,16 +180,15 @@ impl Residents {
     }
 }
 
-/// The lowest priority of those that may leave now.
-fn lowest_that_may_go(
+/// The lowest priority of those that may leave now or soon: a timeslice is waited for, a launch is not.
+fn lowest_that_goes(
     queue: &VecDeque<Resident>,
-    now: Time,
     priority: impl Fn(&Resident) -> Priority,
 ) -> Priority {
-    let may_go = |resident: &&Resident| {
+    let goes = |resident: &&Resident| {
         let devmem = &resident.devmem;
-        !devmem.is_detached() && devmem.stays_until(now, Holds::All).is_none()
+        !devmem.is_detached() && !devmem.is_leased()
     };
-    let priorities = queue.iter().filter(may_go).map(priority);
+    let priorities = queue.iter().filter(goes).map(priority);
     priorities.min().unwrap_or(Priority::High)
 }

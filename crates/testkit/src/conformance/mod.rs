@@ -4,6 +4,7 @@
 //!   case (generic)  x  World: sim, linux  x  device: faulting, declared; dmirror, softgpu
 //!      |
 //!      |-- anon, migrate, huge, fork, pair   the cases of the kernel's hmm-tests.c, by their names
+//!      |-- advice                            what the program says of its memory beforehand
 //!      `-- windows, races                    what that suite lacks: things that happen at once
 //! ```
 //!
@@ -24,6 +25,7 @@ mod huge; // 2 MiB at once
 mod fork; // children
 mod pair; // two devices
 mod files; // what is mapped in place
+mod advice; // what the program says beforehand
 mod windows; // what happens while a copy is under way
 mod races; // what happens at any time
 
@@ -52,7 +54,9 @@ macro_rules! conformance_cases {
             two_threads_fault_one_block, cpu_and_device_fault_one_block, migrate_racing_unmap,
             migrate_racing_dontneed, migrate_racing_remap, migrate_racing_fork,
             migrate_racing_exit, evict_racing_cpu_fault, two_devices_race_for_one_block,
-            two_peers_race_for_one_block,
+            two_peers_race_for_one_block, advised_places, advice_cuts_ranges,
+            advice_lasts_as_long_as_its_mapping, advice_of_atomics, eviction_as_advised,
+            contradictory_advice_of_two_devices, advise_racing_all_else,
         }
     };
 }
@@ -134,6 +138,11 @@ macro_rules! names_of {
 }
 conformance_cases!(names_of);
 
+pub use advice::{
+    advice_cuts_ranges, advice_lasts_as_long_as_its_mapping, advice_of_atomics,
+    advise_racing_all_else, advised_places, contradictory_advice_of_two_devices,
+    eviction_as_advised,
+};
 pub use anon::{
     anon_read, anon_read_multiple, anon_read_prot, anon_teardown, anon_write, anon_write_huge,
     anon_write_prot, compound, open_close,
