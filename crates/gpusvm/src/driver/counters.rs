@@ -90,7 +90,7 @@ pub struct VmStats {
     pub last_resorts: u64,
     /// Times that a declared range was taken away again before it was leased.
     pub slips: u64,
-    /// Ranges that were unmapped because what is advised of them changed.
+    /// Ranges that went because what is advised of them changed.
     pub reconsidered: u64,
     /// Ranges that should have moved to the device and could not.
     pub not_migrated: u64,

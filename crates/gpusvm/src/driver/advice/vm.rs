@@ -133,7 +133,7 @@ impl<M: AddressSpace> Vm<M> {
         }
     }
 
-    /// What is advised changed: what is mapped goes, and ranges that are no longer as they would be made.
+    /// What is advised changed: what is mapped goes, with its ranges, which may be made otherwise now.
     fn reconsider(&self, change: &Change) {
         if !change
             .before
@@ -152,11 +152,7 @@ impl<M: AddressSpace> Vm<M> {
                 continue;
             }
             counters::count(&self.counters.reconsidered);
-            let (advice, around) = self.advised_around(range.span().start());
-            match around.covers(range.span()) && advice.allows(range.span()) {
-                true => self.svm().range_unmap(&range),
-                false => drop(self.svm().range_remove(&range)),
-            }
+            self.svm().range_remove(&range);
         }
     }
 }
