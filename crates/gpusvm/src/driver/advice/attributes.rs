@@ -57,6 +57,9 @@ pub enum Priority {
 }
 
 /// Where atomic operations of devices work: the kernel's `DRM_XE_ATOMIC`.
+///
+/// Looked at when a device faults. Page tables here do not tell atomics from stores: where a device's
+/// atomics work on RAM, one through a mapping that an ordinary access made is not noticed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Atomics {
     /// Wherever the hardware can.
