@@ -1,6 +1,6 @@
 //! What was refused, and why.
 
-use crate::driver::{BindError, ObjectError, PrefetchError, VmError};
+use crate::driver::{AdviseError, BindError, ObjectError, PrefetchError, VmError};
 use gpusvm_device::FaultError;
 use gpusvm_mm::MmError;
 use gpusvm_mm_linux::{AdoptError, StartError};
@@ -96,6 +96,9 @@ pub enum Error {
         /// What the system said.
         error: std::io::Error,
     },
+    /// Something cannot be advised.
+    #[error(transparent)]
+    Advise(#[from] AdviseError),
     /// Something a launch declared cannot be made resident.
     #[error("declared memory cannot be made resident: {0}")]
     Declared(FaultError),
@@ -121,7 +124,8 @@ impl Error {
             Self::NoDevice | Self::Unbound { .. } | Self::SoftGpu(_) => 19, // ENODEV
             Self::Unbind { error, .. } => error.errno(),
             Self::Rebind { error, .. } => error.errno(),
-            Self::ZeroSized => 22,      // EINVAL
+            Self::ZeroSized => 22, // EINVAL
+            Self::Advise(error) => error.errno(),
             Self::VmClosed { .. } => 2, // ENOENT
             Self::Bind { error, .. } => error.errno(),
             Self::Object { error, .. } => error.errno(),

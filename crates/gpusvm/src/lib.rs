@@ -54,14 +54,18 @@ mod object; // memory of one
 mod slice; // memory to share
 mod launch; // kernels on it
 mod prefetch; // memory where it is wanted
+mod advice; // what the program says beforehand
 mod stats; // what happened
 mod error; // what was refused
 pub mod driver; // device faults, end to end
 
 pub use device_vm::DeviceVm;
 pub use driver::{
-    FaultInfo, FaultReport, MigrateOnTouch, Moved, Plan, Policy, PrefetchError, PrefetchReason,
-    Prefetched, Served, SizeStats, Times, VmStats,
+    Advice, AdviseError, Advised, Atomics, Attributes, DeviceSet, Preferred, Priority,
+};
+pub use driver::{
+    Destination, FaultInfo, FaultReport, MigrateOnTouch, Moved, Plan, Policy, PrefetchError,
+    PrefetchReason, Prefetched, Served, SizeStats, Times, VmStats,
 };
 pub use error::Error;
 pub use gpusvm_device::{Access, Fabric, FaultError, FaultMode};

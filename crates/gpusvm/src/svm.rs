@@ -12,8 +12,8 @@ use gpusvm_types::{ByteSize, Span, VirtAddr};
 /// Shared virtual memory of this process and its devices.
 #[derive(Debug)]
 pub struct Svm {
-    process: Arc<Process>,
-    nodes: Vec<Arc<Node>>,
+    pub(crate) process: Arc<Process>,
+    pub(crate) nodes: Vec<Arc<Node>>,
     /// The first address space of each device.
     vms: Vec<DeviceVm>,
     best_rung: Rung,

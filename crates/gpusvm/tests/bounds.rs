@@ -294,10 +294,8 @@ struct LooksAgain;
 impl Policy for LooksAgain {
     fn on_device_fault(&self, _: &FaultInfo) -> Plan {
         Plan {
-            migrate: false,
-            timeslice: Duration::ZERO,
             ask_again: Some(Duration::ZERO),
-            duplicate: false,
+            ..Plan::default()
         }
     }
 }

@@ -64,7 +64,7 @@ impl Policy for AlwaysMigrate {
             migrate: true,
             duplicate: false,
             timeslice,
-            ask_again: None,
+            ..Plan::default()
         }
     }
 }

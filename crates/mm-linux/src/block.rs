@@ -141,7 +141,14 @@ impl<'a> BlockGuard<'a> {
         if registered.load(Ordering::Relaxed) {
             return self.process.mover.arm(piece);
         }
-        self.process.mover.arm(piece)?;
+        if let Err(errno) = self.process.mover.arm(piece) {
+            self.process.mover.disarm(piece);
+            if self.state().watched.load(Ordering::Relaxed) {
+                // Best effort: what refused one registration may refuse another.
+                let _ = self.process.mover.watch(piece);
+            }
+            return Err(errno);
+        }
         for part in self.parts().filter(|part| !piece.covers(*part)) {
             // Of another part nobody may have heard that it went, or what is there by now.
             let _ = self.process.mover.arm(part);
@@ -150,7 +157,8 @@ impl<'a> BlockGuard<'a> {
         Ok(())
     }
 
-    /// Leaves touches to the kernel again, if no range is in the block and no page on a device.
+    /// Leaves touches to the kernel again, if no range is in the block and no page on a device, and
+    /// nobody wants to hear of the end of the mapping.
     pub(crate) fn unregister_if_unused(&self) {
         let state = self.state();
         let is_away = |part: Span| {
@@ -160,6 +168,7 @@ impl<'a> BlockGuard<'a> {
                 .any(|word| word.get().place != Place::System)
         };
         if state.armed.load(Ordering::Relaxed) > 0
+            || state.watched.load(Ordering::Relaxed)
             || !state.registered.load(Ordering::Relaxed)
             || self.parts().any(is_away)
         {

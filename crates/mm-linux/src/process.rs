@@ -27,6 +27,7 @@ mod adopt; // what is mirrored
 mod space; // the contract
 mod snapshot; // where pages are, for who only looks
 mod protect; // what nobody hears of
+mod watch; // hearing of unmaps without more
 
 pub use adopt::AdoptError;
 pub use protect::Protection;

@@ -42,6 +42,9 @@ pub(crate) struct BlockState {
     /// Whether touches of missing pages are caught: at least as long as it is armed, or a page is on
     /// a device. Changed with the block locked.
     pub(crate) registered: AtomicBool,
+    /// Whether somebody wants to hear of the end of the mapping, armed or not. Changed with the block
+    /// locked.
+    pub(crate) watched: AtomicBool,
     /// It left for a device as one huge page. Changed with the block locked.
     pub(crate) left_huge: AtomicBool,
     /// Pages of it are marked as collected, and devices that work on them in place are being stopped.

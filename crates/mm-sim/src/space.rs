@@ -91,6 +91,44 @@ impl AddressSpace for Sim {
         }
     }
 
+    fn watch(&self, span: Span) -> Result<ArmToken, MmError> {
+        self.step(format_args!("watch {span}"));
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        let kernel = self.kernel.lock();
+        let part = kernel.parts.find(span.start());
+        let part = part.filter(|part| part.span.covers(span));
+        let region = &part.ok_or(MmError::NotMirrored { span })?.region;
+        // Every unmapping is heard of here; only which mapping it is has to be known.
+        let mut words = region.words_in(span).iter();
+        match words.any(|word| word.get().unmapped) {
+            true => Err(MmError::NotMirrored { span }),
+            false => Ok(region.token()),
+        }
+    }
+
+    fn unwatch(&self, span: Span, _: ArmToken) {
+        self.step(format_args!("unwatch {span}"));
+    }
+
+    fn watched(&self, at: VirtAddr, token: ArmToken) -> Option<Span> {
+        self.yield_now();
+        if self.is_gone() {
+            return None;
+        }
+        let kernel = self.kernel.lock();
+        let part = kernel.parts.find(at)?;
+        let in_block = part.span.intersection(Span::block_of(at))?;
+        if part.region.token() != token {
+            return None;
+        }
+        let rest = Span::new(Span::page_of(at).start(), in_block.end()).ok()?;
+        let is_gone = |page: &PageIndex| part.region.word(*page).get().unmapped;
+        let end = rest.pages().find(is_gone);
+        Span::new(rest.start(), end.map_or(rest.end(), |page| page.start())).ok()
+    }
+
     fn no_fork(&self) -> Option<Self::NoFork<'_>> {
         (!self.is_gone()).then(|| self.pass())
     }

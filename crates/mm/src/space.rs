@@ -145,6 +145,25 @@ pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
     /// may be at its address by now: that is what the token tells apart.
     fn disarm(&self, span: Span, token: ArmToken);
 
+    /// Hears of it from now on when any of `span`, which is in one mirrored mapping, is unmapped or moved
+    /// to another address: subscribers are told with [`Reason::Unmap`](crate::Reason). For memory that
+    /// nobody armed: touches of it cost what they did before, and no page may leave it. Watching it
+    /// again changes nothing. Takes blocks.
+    ///
+    /// # Errors
+    ///
+    /// `NotMirrored`, `Gone`, or what the world's mechanism refused; then part of it may be watched.
+    fn watch(&self, span: Span) -> Result<ArmToken, MmError>;
+
+    /// Ends what `watch` began, for every block that `span` touches. Nothing happens when the mapping
+    /// that was watched is gone.
+    fn unwatch(&self, span: Span, token: ArmToken);
+
+    /// How much from `at` on, and in its block, is still the mapping that was watched. An unmapping that
+    /// returned before is seen, also before subscribers were told. `None`: it is gone, or another one.
+    /// Takes no block.
+    fn watched(&self, at: VirtAddr, token: ArmToken) -> Option<Span>;
+
     /// Waits for a fork that is under way, and keeps the process from forking again as long as the
     /// result lives. Whoever takes several steps that a fork must not come between has it before the
     /// first: a fork waits for leases, and who holds one must not wait for a fork. `None` when the

@@ -62,6 +62,12 @@ pub enum MigrateError {
         /// What was to move.
         span: Span,
     },
+    /// All that could go to make room is pinned.
+    #[error("no device memory for {span}: what lives there is pinned")]
+    Pinned {
+        /// What was to be moved.
+        span: Span,
+    },
     /// The device's part failed.
     #[error("moving {span}: {error}")]
     Devmem {
@@ -84,7 +90,7 @@ impl MigrateError {
             Self::NotAnonymous { .. } | Self::NotAllCollected { .. } => 16, // EBUSY
             Self::NothingCollected { .. } => 14,                            // EFAULT
             Self::Unbound { .. } => 19,                                     // ENODEV
-            Self::NoSpace { .. } => 28,                                     // ENOSPC
+            Self::NoSpace { .. } | Self::Pinned { .. } => 28,               // ENOSPC
             Self::Devmem { error, .. } => error.errno(),
             Self::Mm(error) => error.errno(),
         }

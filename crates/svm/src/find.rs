@@ -38,6 +38,11 @@ pub struct FaultCtx {
     pub check_pages_threshold: ByteSize,
     /// How long migrated pages stay.
     pub timeslice: Duration,
+    /// What a new range must not reach out of, besides its mapping and what is bound. A range that is
+    /// there is returned however far it reaches.
+    pub within: Option<Span>,
+    /// The largest that a new range may be, if not as large as fits.
+    pub largest_chunk: Option<ByteSize>,
 }
 
 impl Default for FaultCtx {
@@ -51,6 +56,8 @@ impl Default for FaultCtx {
             allow_mixed: true,
             check_pages_threshold: ByteSize::ZERO,
             timeslice: Duration::ZERO,
+            within: None,
+            largest_chunk: None,
         }
     }
 }
@@ -119,11 +126,13 @@ impl<M: AddressSpace> GpuSvm<M> {
             at,
             mapping: vma.span,
         };
-        let mut bounds = [listening.notifier.window(), mirror.span(), within].into_iter();
+        let mut bounds = [listening.notifier.window(), mirror.span(), within]
+            .into_iter()
+            .chain(ctx.within);
         let bounds = bounds.try_fold(vma.span, Span::intersection);
         let limits = Limits {
             bounds: bounds.ok_or(no_chunk)?,
-            sizes: &self.config.chunk_sizes,
+            sizes: self.sizes_up_to(ctx.largest_chunk),
             check_pages_threshold: ctx.check_pages_threshold,
         };
         let there = self.populated(at, &limits)?;
@@ -186,6 +195,14 @@ impl<M: AddressSpace> GpuSvm<M> {
         };
         self.unsubscribe(surplus);
         kept.ok_or(FindError::Closed)
+    }
+
+    /// The sizes of ranges that are not larger than that; the smallest always may be.
+    fn sizes_up_to(&self, largest: Option<ByteSize>) -> &[ByteSize] {
+        let sizes = &self.config.chunk_sizes;
+        let is_larger = |size: &ByteSize| largest.is_some_and(|largest| *size > largest);
+        let first = sizes.partition_point(is_larger).min(sizes.len() - 1);
+        &sizes[first..]
     }
 
     /// What a range that holds `at` lies in, whatever it will be.

@@ -173,6 +173,8 @@ const CTX: FaultCtx = FaultCtx {
     allow_mixed: true,
     check_pages_threshold: ByteSize::ZERO,
     timeslice: Duration::ZERO,
+    within: None,
+    largest_chunk: None,
 };
 
 impl World {

@@ -91,6 +91,8 @@ pub struct VmStats {
     pub last_resorts: u64,
     /// Times that a declared range was taken away again before it was leased.
     pub slips: u64,
+    /// Ranges that went because what is advised of them changed.
+    pub reconsidered: u64,
     /// Ranges that should have moved to the device and could not.
     pub not_migrated: u64,
     /// Ranges that were mapped with copies for reading.
@@ -206,6 +208,7 @@ pub(crate) struct Counters {
     pub(crate) gathered: AtomicU64,
     pub(crate) last_resorts: AtomicU64,
     pub(crate) slips: AtomicU64,
+    pub(crate) reconsidered: AtomicU64,
     pub(crate) not_migrated: AtomicU64,
     pub(crate) stages: Stages,
     pub(crate) rebound: AtomicU64,
@@ -296,6 +299,7 @@ impl Counters {
             gathered: AtomicU64::new(0),
             last_resorts: AtomicU64::new(0),
             slips: AtomicU64::new(0),
+            reconsidered: AtomicU64::new(0),
             not_migrated: AtomicU64::new(0),
             duplicated: AtomicU64::new(0),
             not_duplicated: AtomicU64::new(0),
@@ -321,6 +325,7 @@ impl Counters {
             gathered: get(&self.gathered),
             last_resorts: get(&self.last_resorts),
             slips: get(&self.slips),
+            reconsidered: get(&self.reconsidered),
             not_migrated: get(&self.not_migrated),
             rebound: get(&self.rebound),
             duplicated: get(&self.duplicated),

@@ -8,11 +8,15 @@
 //!     `-- OwnerList          who maps whose pages in place: devices of one fabric
 //! ```
 
+use crate::driver::advice::DeviceSet;
+use crate::driver::advice::map::AdviceMap;
+use crate::driver::region::Memory;
 use crate::driver::stays::Stays;
+use crate::driver::vm::Vm;
 use gpusvm_device::{Device, Fabric};
 use gpusvm_mm::AddressSpace;
 use gpusvm_pagemap::{Owner, OwnerList, Pagemaps, Peer};
-use gpusvm_sync::{Arc, Mutex};
+use gpusvm_sync::{Arc, Mutex, Weak};
 
 /// All devices of one address space, and who of them reaches whom.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub struct Devices<M: AddressSpace> {
     owners: Arc<OwnerList>,
     fabrics: Arc<Fabrics>,
     stays: Arc<Stays>,
+    advice: Arc<AdviceMap>,
+    memories: Mutex<Vec<Weak<Memory<M>>>>,
 }
 
 impl<M: AddressSpace> Devices<M> {
@@ -33,6 +39,8 @@ impl<M: AddressSpace> Devices<M> {
             owners: OwnerList::new(),
             fabrics: Arc::default(),
             stays: Arc::default(),
+            advice: Arc::default(),
+            memories: Mutex::new(Vec::new()),
         })
     }
 
@@ -56,12 +64,52 @@ impl<M: AddressSpace> Devices<M> {
         &self.stays
     }
 
+    /// What the program advised.
+    pub(crate) fn advice(&self) -> &Arc<AdviceMap> {
+        &self.advice
+    }
+
+    /// How many devices joined.
+    pub(crate) fn count(&self) -> usize {
+        self.fabrics.0.lock().len()
+    }
+
+    /// A device's memory is here.
+    pub(crate) fn add_memory(&self, memory: &Arc<Memory<M>>) {
+        let mut memories = self.memories.lock();
+        memories.retain(|memory| memory.strong_count() > 0);
+        memories.push(Arc::downgrade(memory));
+    }
+
+    /// The device address spaces of all devices that are open.
+    pub(crate) fn vms(&self) -> Vec<Arc<Vm<M>>> {
+        let memories = self.memories.lock().clone();
+        let memories = memories.iter().filter_map(Weak::upgrade);
+        memories.flat_map(|memory| memory.vms()).collect()
+    }
+
+    /// The devices whose memory `peer` reaches, itself among them.
+    pub(crate) fn reached_by(&self, peer: Peer) -> DeviceSet {
+        let mut set = DeviceSet::default();
+        for device in 0..self.count().min(DeviceSet::CAPACITY) {
+            let other = Peer(u32::try_from(device).expect("few"));
+            set = set.with(device, other == peer || self.fabrics.reach(peer, other));
+        }
+        set
+    }
+
     /// A number and an owner for one more device. It shares its owner with those that it reaches, and
     /// that reach each other.
     pub(crate) fn join(&self, device: &dyn Device) -> Owner {
         let peer = self.fabrics.add(device.caps().fabric);
         self.owners
             .acquire(peer, |one, other| self.fabrics.reach(one, other))
+    }
+}
+
+impl<M: AddressSpace> Drop for Devices<M> {
+    fn drop(&mut self) {
+        self.advice.end(&*self.mm);
     }
 }
 

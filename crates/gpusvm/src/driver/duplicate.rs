@@ -126,7 +126,7 @@ impl<M: AddressSpace> Vm<M> {
         }
         let ops = self.region.ops();
         let devmem = ops.allocate(pagemap, span.page_count());
-        let devmem = devmem.ok_or(MigrateError::NoSpace { span })?;
+        let devmem = devmem.map_err(|no_room| no_room.of(span))?;
         // Protecting a page takes it away from who declared it.
         let stays = self.region.devices().stays();
         let moving = stays.begin_move(span);

@@ -10,9 +10,10 @@
 //!                                                               with longer timeslices; then in place
 //! ```
 
+use crate::driver::advice::{Atomics, Attributes};
 use crate::driver::counters;
 use crate::driver::duplicate;
-use crate::driver::policy::FaultInfo;
+use crate::driver::policy::{Destination, FaultInfo};
 use crate::driver::region::VramRegion;
 use crate::driver::report::{FaultReport, Served};
 use crate::driver::revisit::BUSY_AGAIN;
@@ -55,6 +56,18 @@ pub(crate) struct Request {
     pub(crate) cause: Cause,
 }
 
+impl Request {
+    /// A device will do that there.
+    pub(crate) const fn prefetch(at: VirtAddr, access: Access) -> Self {
+        Self {
+            at,
+            access,
+            stale: false,
+            cause: Cause::Prefetch,
+        }
+    }
+}
+
 /// Serves a fault of the device.
 pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict {
     gpusvm_sync::walk!("serve");
@@ -81,7 +94,14 @@ pub(crate) fn replay<M: AddressSpace>(
 ) -> Option<Verdict> {
     let vm = region.vm(fault.vm).filter(|_| !fault.stale)?;
     let range = vm.svm().range_find(fault.at)?;
-    let served = !range.is_gone() && is_served(&range, fault.access, vm.caps());
+    let served = !range.is_gone() && {
+        let (advice, _) = vm.advised_around(fault.at);
+        if fault.access == Access::Atomic && advice.atomics == Atomics::Cpu {
+            return None;
+        }
+        let needs_devmem = needs_devmem(fault.access, vm.caps(), &advice);
+        is_served(&range, fault.access, needs_devmem)
+    };
     served.then(|| {
         counters::count(&vm.counters.coalesced);
         done(&vm, fault, (Ok(Served::Coalesced), 0), vm.now());
@@ -163,7 +183,8 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         return Ok(Pass::Bound(Served::InDeviceMemory));
     };
     vm.svm().collect_garbage();
-    let mut ctx = context(vm, request);
+    let (advice, around) = vm.advised_around(request.at);
+    let ctx = context(vm, request, (advice, around));
     let found = vm.svm().range_find_or_insert(request.at, within, &ctx);
     let range = match found {
         Ok(range) => range,
@@ -178,7 +199,19 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     if range.is_gone() {
         return Ok(Pass::Stale);
     }
-    if is_served(&range, request.access, vm.caps()) {
+    // What counts is what is advised from here on: who advises otherwise waits for the range.
+    let (advice, around) = vm.advised_around(request.at);
+    let mut ctx = context(vm, request, (advice, around));
+    let is_as_advised = around.covers(range.span()) && advice.allows(range.span());
+    if !is_as_advised && vm.may_change(&range) {
+        vm.svm().range_remove(&range);
+        return Ok(Pass::Stale);
+    }
+    if request.access == Access::Atomic && advice.atomics == Atomics::Cpu {
+        let Request { at, access, .. } = *request;
+        return Err(FaultError::NotPermitted { at, access });
+    }
+    if is_served(&range, request.access, ctx.devmem_only) {
         counters::count(&vm.counters.coalesced);
         vm.counters.stages.count_coalesced(range.span());
         return Ok(Pass::Bound(Served::Coalesced));
@@ -191,7 +224,7 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         Err(_) => return Ok(Pass::Stale),
     }
     let placed = if range.can_migrate() {
-        place(vm, request, &range, attempt, &mut ctx)?
+        place(vm, request, &range, (attempt, advice), &mut ctx)?
     } else {
         Placed::default()
     };
@@ -251,34 +284,45 @@ pub(crate) fn map<M: AddressSpace>(
 }
 
 /// Whether only device memory will do: a device that cannot reach RAM has no other place, and nor have
-/// its atomics.
-fn needs_devmem(access: Access, caps: &Caps) -> bool {
-    !caps.coherent || (access == Access::Atomic && !caps.atomics_on_ram)
+/// its atomics, or those that are advised to work there only.
+pub(crate) fn needs_devmem(access: Access, caps: &Caps, advice: &Attributes) -> bool {
+    let atomics_on_ram = caps.atomics_on_ram && advice.atomics != Atomics::Device;
+    !caps.coherent || (access == Access::Atomic && !atomics_on_ram)
 }
 
 /// Whether what is mapped allows the access, where it is.
-pub(crate) fn is_served<M: AddressSpace>(range: &Range<M>, access: Access, caps: &Caps) -> bool {
+pub(crate) fn is_served<M: AddressSpace>(
+    range: &Range<M>,
+    access: Access,
+    needs_devmem: bool,
+) -> bool {
     let wanted = if access.is_write() {
         Permission::Write
     } else {
         Permission::Read
     };
-    match needs_devmem(access, caps) {
+    match needs_devmem {
         true => range.pages(ONLY).allow_without_ram(wanted),
         false => range.pages(ONLY).allow(wanted),
     }
 }
 
-pub(crate) fn context<M: AddressSpace>(vm: &Vm<M>, request: &Request) -> FaultCtx {
+pub(crate) fn context<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+    (advice, around): (Attributes, Span),
+) -> FaultCtx {
     FaultCtx {
         owner: Some(vm.region.pagemap().owner()),
         read_only: !request.access.is_write(),
         devmem_possible: true,
-        devmem_only: needs_devmem(request.access, vm.caps()),
+        devmem_only: needs_devmem(request.access, vm.caps(), &advice),
         allow_mixed: true,
         // A hole is cleared on the device, not faulted in: there is nothing to save.
         check_pages_threshold: ByteSize::ZERO,
         timeslice: Duration::ZERO,
+        within: Some(around),
+        largest_chunk: advice.granularity,
     }
 }
 
@@ -297,7 +341,7 @@ pub(crate) fn place<M: AddressSpace>(
     vm: &Vm<M>,
     request: &Request,
     range: &Range<M>,
-    attempt: u32,
+    (attempt, advice): (u32, Attributes),
     ctx: &mut FaultCtx,
 ) -> Result<Placed, FaultError> {
     gpusvm_sync::walk!("place");
@@ -310,6 +354,10 @@ pub(crate) fn place<M: AddressSpace>(
         bounces: range.pages(ONLY).history().count_bounces(now),
         evictions: range.pages(ONLY).history().evictions(now),
         reaches_ram: vm.caps().coherent,
+        atomics_on_ram: vm.caps().atomics_on_ram,
+        device: vm.device_number(),
+        reaches: vm.reaches(),
+        advice,
     });
     ctx.timeslice = plan.timeslice;
     if plan.duplicate && !access.is_write() && attempt < MAX_PASSES {
@@ -326,10 +374,50 @@ pub(crate) fn place<M: AddressSpace>(
     if !plan.migrate && !ctx.devmem_only {
         return Ok(stays(plan.ask_again));
     }
-    if ctx.devmem_only || attempt < MAX_PASSES {
-        migrate(vm, request, range, ctx)?;
+    if !ctx.devmem_only && attempt >= MAX_PASSES {
+        return Ok(stays(Some(BUSY_AGAIN)));
     }
-    Ok(stays(Some(BUSY_AGAIN)))
+    let again = match plan.to {
+        Destination::Ram if !ctx.devmem_only => take_home(vm, request, range),
+        Destination::Device(device) if attempt < MAX_PASSES => {
+            migrate_to_peer(vm, request, range, (device, ctx))
+        }
+        _ => migrate(vm, request, range, ctx).map(|()| Some(BUSY_AGAIN)),
+    };
+    again.map(stays)
+}
+
+/// Brings the range home. That it cannot come now is no failure: it is mapped where it is.
+fn take_home<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+    range: &Range<M>,
+) -> Result<Option<Duration>, FaultError> {
+    match vm.take_home(range) {
+        Ok(()) => Ok(None),
+        Err(MmError::Gone) => Err(FaultError::Closed { at: request.at }),
+        Err(_) => Ok(Some(BUSY_AGAIN)),
+    }
+}
+
+/// Moves the range to another device; if that cannot be, to this one.
+fn migrate_to_peer<M: AddressSpace>(
+    vm: &Vm<M>,
+    request: &Request,
+    range: &Range<M>,
+    (device, ctx): (usize, &FaultCtx),
+) -> Result<Option<Duration>, FaultError> {
+    let moved = vm.memory_of(device).map(|pagemap| {
+        let (span, cause) = (range.span(), request.cause);
+        pagemap.populate(span, ctx.timeslice, cause)
+    });
+    match moved {
+        Some(Ok(())) => Ok(None),
+        Some(Err(MigrateError::Mm(MmError::Gone))) => Err(FaultError::Closed { at: request.at }),
+        // It has to stay where it is for now.
+        Some(Err(MigrateError::NothingCollected { .. })) => Ok(Some(BUSY_AGAIN)),
+        _ => migrate(vm, request, range, ctx).map(|()| Some(BUSY_AGAIN)),
+    }
 }
 
 /// Moves the range to the device. That it cannot is no failure where the device reaches RAM.
@@ -348,6 +436,10 @@ fn migrate<M: AddressSpace>(
         Err(MigrateError::NoSpace { .. }) if ctx.devmem_only => Err(FaultError::Gave {
             at: request.at,
             reason: "device memory is full",
+        }),
+        Err(MigrateError::Pinned { .. }) if ctx.devmem_only => Err(FaultError::Gave {
+            at: request.at,
+            reason: "device memory is full of what is pinned",
         }),
         // Whatever it was, get_pages sees where the pages are.
         Err(_) => Ok(()),

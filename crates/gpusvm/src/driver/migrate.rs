@@ -25,6 +25,7 @@ impl<M: AddressSpace> Vm<M> {
                 moved,
                 Err(MigrateError::Unbound { .. }
                     | MigrateError::NoSpace { .. }
+                    | MigrateError::Pinned { .. }
                     | MigrateError::Mm(MmError::Gone))
             );
             result = result.and(moved);
@@ -51,6 +52,7 @@ impl<M: AddressSpace> Vm<M> {
             Some((object, Vma::Object(_))) => return Ok((object.end(), Ok(()))),
             None => return Err(MigrateError::NoMapping { span: page }),
         };
+        let (advice, around) = self.advised_around(at);
         let ctx = FaultCtx {
             owner: Some(self.region.pagemap().owner()),
             read_only: true,
@@ -59,6 +61,8 @@ impl<M: AddressSpace> Vm<M> {
             allow_mixed: true,
             check_pages_threshold: ByteSize::ZERO,
             timeslice: Duration::ZERO,
+            within: Some(around),
+            largest_chunk: advice.granularity,
         };
         self.svm().collect_garbage();
         let found = self.svm().range_find_or_insert(at, within, &ctx);

@@ -25,6 +25,7 @@
 //!   stays      what of it stays in RAM meanwhile
 //!   prefetch   pages that are wanted before they are touched
 //!   report     what became of the last fault
+//!   advice     what the program says of its memory beforehand
 //!   devmem     copies, counted by cause; clearing
 //! ```
 //!
@@ -64,6 +65,7 @@ pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
 pub(crate) mod migrate; // pages to the device, and no mapping
 pub(crate) mod prefetch; // wanted before they are touched
+pub mod advice; // what the program says beforehand
 pub(crate) mod vm; // one device address space
 pub(crate) mod bind; // what is bound in it
 pub(crate) mod gpuva; // where
@@ -79,6 +81,9 @@ pub(crate) mod report; // what became of the last fault
 pub(crate) mod counters; // what happened
 pub(crate) mod stages; // what it cost, by size and stage
 
+pub use advice::{
+    Advice, AdviseError, Advised, AdvisedBy, Atomics, Attributes, DeviceSet, Preferred, Priority,
+};
 pub use bind::BindError;
 pub use counters::{Moved, RegionStats, Times, VmStats, VmTotals};
 pub use devices::Devices;
@@ -86,7 +91,7 @@ pub use evict::MAX_TRIES;
 pub use fault::{MAX_PASSES, MAX_PASSES_IN_PLACE};
 pub use intake::MAX_PARKED;
 pub use object::{Object, ObjectError};
-pub use policy::{FaultInfo, MigrateOnTouch, Plan, Policy};
+pub use policy::{Destination, FaultInfo, MigrateOnTouch, Plan, Policy};
 pub use prefetch::{
     Location, MAX_PREFETCHES, PREFETCHERS, Prefetch, PrefetchError, PrefetchReason, Prefetched,
 };

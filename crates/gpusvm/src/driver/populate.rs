@@ -120,7 +120,7 @@ impl<M: AddressSpace> RegionOps<M> {
     ) -> Result<(), MigrateError> {
         let span = request.span;
         let devmem = self.allocate(pagemap, span.page_count());
-        let devmem = Arc::new(devmem.ok_or(MigrateError::NoSpace { span })?);
+        let devmem = Arc::new(devmem.map_err(|no_room| no_room.of(span))?);
         let moving = self.memory.stays.begin_move(span);
         let moving = moving.ok_or(MigrateError::NothingCollected { span })?;
         migrate::migrate_to_devmem(pagemap, &devmem, request)?;

@@ -13,6 +13,7 @@
 //! the pagemap nor the region; and what lives in a memory keeps it alive, but not the list of what lives
 //! there: nothing keeps itself alive.
 
+use crate::driver::advice::map::AdviceMap;
 use crate::driver::counters::{RegionStats, Traffic};
 use crate::driver::devices::Fabrics;
 use crate::driver::devmem::Bo;
@@ -51,6 +52,7 @@ pub(crate) struct Memory<M: AddressSpace> {
     pub(crate) peer: Peer,
     pub(crate) fabrics: Arc<Fabrics>,
     pub(crate) stays: Arc<Stays>,
+    pub(crate) advice: Arc<AdviceMap>,
     /// Who may have its pages mapped.
     vms: Mutex<Vec<Weak<Vm<M>>>>,
     scrub: AtomicBool,
@@ -74,6 +76,7 @@ impl<M: AddressSpace> VramRegion<M> {
             peer: owner.peer(),
             fabrics: Arc::clone(devices.fabrics()),
             stays: Arc::clone(devices.stays()),
+            advice: Arc::clone(devices.advice()),
             vms: Mutex::new(Vec::new()),
             scrub: AtomicBool::new(false),
         });
@@ -84,6 +87,7 @@ impl<M: AddressSpace> VramRegion<M> {
         };
         let ops = Arc::new(RegionOps::new(&memory));
         let pagemap = Pagemap::new(devices.pagemaps(), spec, Arc::clone(&ops) as _)?;
+        devices.add_memory(&memory);
         Ok(Arc::new(Self {
             devices: Arc::clone(devices),
             pagemap,
@@ -183,7 +187,7 @@ impl<M: AddressSpace> VramRegion<M> {
     /// Device pages for an object, evicting pages of the process if need be.
     pub(crate) fn allocate_object(&self, count: PageCount) -> Option<Bo<M>> {
         let get = || devmem::allocate_bo(&self.memory, count);
-        self.ops.make_room(&self.pagemap, count, get)
+        self.ops.make_room(&self.pagemap, count, get).ok()
     }
 
     /// The driver's part of it.

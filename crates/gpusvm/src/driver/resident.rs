@@ -169,7 +169,9 @@ impl<M: AddressSpace> Vm<M> {
             }
         }
         // Asked with the block locked: nothing was taken since the leases.
-        let mapped = fault::is_served(range, access, self.caps()) && !range.is_gone();
+        let (advice, _) = self.advised_around(range.span().start());
+        let needs_devmem = fault::needs_devmem(access, self.caps(), &advice);
+        let mapped = fault::is_served(range, access, needs_devmem) && !range.is_gone();
         drop(block);
         Ok(mapped.then_some(lease))
     }

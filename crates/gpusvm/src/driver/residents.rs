@@ -15,6 +15,7 @@
 //!
 //! The list's lock is held to pick or to add, and not across a call out but to ask for accesses.
 
+use crate::driver::advice::Priority;
 use core::ops::Deref;
 use core::time::Duration;
 use gpusvm_mm::Time;
@@ -59,6 +60,8 @@ pub(crate) enum Victim<'a> {
     Wait(Duration),
     /// Nothing lives there that could go.
     Nothing,
+    /// Nothing lives there but what is pinned.
+    Pinned,
 }
 
 /// Who goes: off the list, so that nobody else picks it. It is on the list again when this is dropped,
@@ -109,13 +112,22 @@ impl Residents {
         self.0.lock().queue.retain(|resident| !resident.is_gone());
     }
 
-    /// Picks who goes: the one that has been there longest, unless the device used it since it was
-    /// last asked (`was_used`), it may not leave yet, or a launch needs it.
-    pub(crate) fn pick(&self, now: Time, was_used: impl Fn(&Resident) -> bool) -> Victim<'_> {
+    /// Picks who goes: of the lowest `priority`, if there are several, the one that has been there
+    /// longest, unless the device used it since it was last asked (`was_used`), it may not leave yet, or
+    /// a launch needs it.
+    pub(crate) fn pick(
+        &self,
+        now: Time,
+        was_used: impl Fn(&Resident) -> bool,
+        priority: Option<&dyn Fn(&Resident) -> Priority>,
+    ) -> Victim<'_> {
         gpusvm_sync::walk!("pick");
         let mut list = self.0.lock();
         let queue = &mut list.queue;
+        let of = |resident: &Resident| priority.map_or(Priority::Normal, |of| of(resident));
+        let lowest = priority.map(|of| lowest_that_goes(queue, of));
         let mut soonest: Option<Duration> = None;
+        let mut is_pinned = false;
         // Twice around: whoever was used is not asked again the second time.
         for turn in 0..2 {
             for _ in 0..queue.len() {
@@ -127,10 +139,14 @@ impl Residents {
                 }
                 if resident.devmem.is_detached() {
                     // Somebody still holds it, for a moment.
+                } else if of(&resident) == Priority::Pinned {
+                    is_pinned = true;
                 } else if let Some(until) = resident.devmem.stays_until(now, Holds::All) {
                     let wait = until.since(now);
                     soonest = Some(soonest.map_or(wait, |soonest| soonest.min(wait)));
-                } else if turn > 0 || !was_used(&resident) {
+                } else if lowest.is_none_or(|lowest| of(&resident) <= lowest)
+                    && (turn > 0 || !was_used(&resident))
+                {
                     return Victim::Evict(Picked {
                         residents: self,
                         resident: Some(resident),
@@ -139,7 +155,11 @@ impl Residents {
                 queue.push_back(resident);
             }
         }
-        soonest.map_or(Victim::Nothing, Victim::Wait)
+        match soonest {
+            Some(wait) => Victim::Wait(wait),
+            None if is_pinned => Victim::Pinned,
+            None => Victim::Nothing,
+        }
     }
 
     /// The device leaves while the address space lives. Pages that it could not bring home come home
@@ -160,4 +180,17 @@ impl Residents {
             }
         }
     }
+}
+
+/// The lowest priority of those that may leave now or soon: a timeslice is waited for, a launch is not.
+fn lowest_that_goes(
+    queue: &VecDeque<Resident>,
+    priority: impl Fn(&Resident) -> Priority,
+) -> Priority {
+    let goes = |resident: &&Resident| {
+        let devmem = &resident.devmem;
+        !devmem.is_detached() && !devmem.is_leased()
+    };
+    let priorities = queue.iter().filter(goes).map(priority);
+    priorities.min().unwrap_or(Priority::High)
 }

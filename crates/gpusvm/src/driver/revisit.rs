@@ -34,7 +34,7 @@ impl<M: AddressSpace> Revisits<M> {
     }
 
     /// Looks at the range again at `due`.
-    fn add(&self, due: Time, range: &Arc<Range<M>>) {
+    pub(crate) fn add(&self, due: Time, range: &Arc<Range<M>>) {
         self.0.lock().push_back((due, Arc::downgrade(range)));
     }
 

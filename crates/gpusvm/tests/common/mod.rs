@@ -65,7 +65,7 @@ impl Policy for Stay {
             migrate: true,
             duplicate: false,
             timeslice: self.0,
-            ask_again: None,
+            ..Plan::default()
         }
     }
 }
@@ -78,9 +78,8 @@ impl Policy for InPlace {
     fn on_device_fault(&self, _: &FaultInfo) -> Plan {
         Plan {
             migrate: false,
-            duplicate: false,
-            timeslice: Duration::ZERO,
             ask_again: self.0,
+            ..Plan::default()
         }
     }
 }

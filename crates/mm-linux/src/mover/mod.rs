@@ -30,6 +30,13 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
     /// Ends it. Nothing of `span` is on a device.
     fn disarm(&self, span: Span);
 
+    /// Begins to hear of unmaps and remaps of `span`, and of nothing else. `NOSYS` where that is not to
+    /// be had without more.
+    fn watch(&self, span: Span) -> Result<(), Errno>;
+
+    /// Ends it, unless it was armed since.
+    fn unwatch(&self, span: Span);
+
     /// Whether pages that are taken out go to the slot.
     fn takes_to_slot(&self) -> bool;
 

@@ -2,7 +2,8 @@
 //!
 //! Only the destination of a MOVE must be registered, so there are two descriptors: one for the
 //! program's memory, which reports faults and events, and one for the staging area, which nobody
-//! ever reads because nobody ever touches a missing page there.
+//! ever reads because nobody ever touches a missing page there. A third is for memory that is only
+//! watched: it reports unmaps and remaps.
 
 use super::{Filled, Mover, Taken, slot_run};
 use crate::region::BlockState;
@@ -42,16 +43,24 @@ const NAP: Duration = Duration::from_micros(100);
 pub(crate) struct UffdMover {
     /// The program's memory. Shared with who reads it.
     program: Arc<Uffd>,
+    /// Memory that is only watched, where there is write protection. Shared likewise.
+    watcher: Option<Arc<Uffd>>,
     /// The staging area, where pages can be moved.
     staging: Option<Uffd>,
     pages: PageMap,
 }
 
 impl UffdMover {
-    /// With the descriptor of the program's memory and, where pages can be moved, that of staging.
-    pub(crate) fn new(program: Arc<Uffd>, staging: Option<Uffd>) -> Result<Self, Errno> {
+    /// With the descriptors of the program's memory, of what of it is only watched, and, where pages can
+    /// be moved, that of staging.
+    pub(crate) fn new(
+        program: Arc<Uffd>,
+        watcher: Option<Arc<Uffd>>,
+        staging: Option<Uffd>,
+    ) -> Result<Self, Errno> {
         Ok(Self {
             program,
+            watcher,
             staging,
             pages: PageMap::open()?,
         })
@@ -266,10 +275,33 @@ impl UffdMover {
 impl Mover for UffdMover {
     fn arm(&self, span: Span) -> Result<(), Errno> {
         let wp = self.program.features().contains(Features::WP);
+        let modes = RegisterModes { missing: true, wp };
         // SAFETY: the handlers serve every fault of mirrored memory.
-        unsafe {
-            self.program
-                .register(span, RegisterModes { missing: true, wp })
+        match (unsafe { self.program.register(span, modes) }, &self.watcher) {
+            (Err(Errno::BUSY), Some(watcher)) => {
+                // It was watched. If it is somebody else's, that refuses as well.
+                watcher.unregister(span)?;
+                // SAFETY: as above.
+                unsafe { self.program.register(span, modes) }
+            }
+            (registered, _) => registered,
+        }
+    }
+
+    fn watch(&self, span: Span) -> Result<(), Errno> {
+        let watcher = self.watcher.as_ref().ok_or(Errno::NOSYS)?;
+        let modes = RegisterModes {
+            missing: false,
+            wp: true,
+        };
+        // SAFETY: nothing is ever write-protected by this descriptor, so no touch waits.
+        unsafe { watcher.register(span, modes) }
+    }
+
+    fn unwatch(&self, span: Span) {
+        if let Some(watcher) = &self.watcher {
+            // Fails when it was unmapped or armed meanwhile, which is the end of it as well.
+            let _ = watcher.unregister(span);
         }
     }
 

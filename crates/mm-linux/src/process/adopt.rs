@@ -285,6 +285,8 @@ impl Process {
         block.release_unmapped(piece);
         if block.state().registered.load(Ordering::Relaxed) {
             self.mover.disarm(piece);
+        } else if block.state().watched.load(Ordering::Relaxed) {
+            self.mover.unwatch(piece);
         }
     }
 }

@@ -139,6 +139,18 @@ impl AddressSpace for Process {
         }
     }
 
+    fn watch(&self, span: Span) -> Result<ArmToken, MmError> {
+        self.watch_mapping(span)
+    }
+
+    fn unwatch(&self, span: Span, token: ArmToken) {
+        self.unwatch_mapping(span, token);
+    }
+
+    fn watched(&self, at: VirtAddr, token: ArmToken) -> Option<Span> {
+        self.watched_from(at, token)
+    }
+
     fn no_fork(&self) -> Option<Self::NoFork<'_>> {
         self.gate.pass().filter(|_| !self.is_gone())
     }
@@ -202,7 +214,7 @@ impl Process {
     }
 
     /// The block of `piece`, as long as any part of it is of the mapping that was armed.
-    fn lock_what_is_left(&self, piece: Span, token: ArmToken) -> Option<BlockGuard<'_>> {
+    pub(super) fn lock_what_is_left(&self, piece: Span, token: ArmToken) -> Option<BlockGuard<'_>> {
         let parts = self.regions.parts_in(Span::block_of(piece.start()));
         let ours = parts
             .into_iter()

@@ -157,10 +157,20 @@ fn means(rung: Rung, staging: &Staging) -> Result<Means, StartError> {
     } else {
         None
     };
-    let mover = UffdMover::new(Arc::clone(&program), staging_uffd)
+    let watcher = watcher(flavour, program.features())?;
+    let mover = UffdMover::new(Arc::clone(&program), watcher.clone(), staging_uffd)
         .map_err(system("opening the page tables of the process"))?;
-    let source = UffdSource::new(program).map_err(system("waiting for faults"))?;
+    let source = UffdSource::new(program, watcher).map_err(system("waiting for faults"))?;
     Ok((Box::new(mover), Box::new(source)))
+}
+
+/// Memory that is only watched is registered with a descriptor of its own, for write protection.
+fn watcher(flavour: Flavour, features: Features) -> Result<Option<Arc<Uffd>>, StartError> {
+    if !features.contains(Features::WP) {
+        return Ok(None);
+    }
+    let wanted = Features::WP | Features::EVENT_REMAP | Features::EVENT_UNMAP;
+    Ok(Some(Arc::new(Uffd::open(flavour, wanted)?)))
 }
 
 /// The staging area is registered with a descriptor of its own, that sends no events.

@@ -17,6 +17,8 @@ use std::os::fd::OwnedFd;
 #[derive(Debug)]
 pub(crate) struct UffdSource {
     uffd: Arc<Uffd>,
+    /// Of memory that is only watched.
+    watcher: Option<Arc<Uffd>>,
     epoll: OwnedFd,
     stop: OwnedFd,
     /// Each write wakes one sleeper. Never read.
@@ -32,18 +34,21 @@ const BATCH: usize = 16;
 const ANY: u64 = 0;
 
 impl UffdSource {
-    /// Of the descriptor of the program's memory.
-    pub(crate) fn new(uffd: Arc<Uffd>) -> Result<Self, Errno> {
+    /// Of the descriptor of the program's memory, and that of what of it is only watched.
+    pub(crate) fn new(uffd: Arc<Uffd>, watcher: Option<Arc<Uffd>>) -> Result<Self, Errno> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let (stop, bell) = (eventfd(0, flags)?, eventfd(0, flags)?);
         let any = || epoll::EventData::new_u64(ANY);
         let once = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, &*uffd, any(), once)?;
+        for uffd in [Some(&uffd), watcher.as_ref()].into_iter().flatten() {
+            epoll::add(&epoll, &**uffd, any(), once)?;
+        }
         epoll::add(&epoll, &bell, any(), once)?;
         epoll::add(&epoll, &stop, any(), epoll::EventFlags::IN)?;
         Ok(Self {
             uffd,
+            watcher,
             epoll,
             stop,
             bell,
@@ -56,10 +61,21 @@ impl UffdSource {
     fn read(&self, sink: &mut dyn FaultSink) -> Option<Arrival> {
         gpusvm_sync::walk!("read");
         let _reading = self.reading.write();
-        let mut first = None;
+        // Whoever makes an event waits until it is read: so those of one address are read in order,
+        // whichever descriptor they are of.
+        let watched = self.watcher.as_ref();
+        let first = watched.and_then(|watcher| Self::read_all(watcher, None, sink));
+        Self::read_all(&self.uffd, first, sink)
+    }
+
+    fn read_all(
+        uffd: &Uffd,
+        mut first: Option<Arrival>,
+        sink: &mut dyn FaultSink,
+    ) -> Option<Arrival> {
         loop {
             let mut messages = [Message::EMPTY; BATCH];
-            let count = match self.uffd.read(&mut messages) {
+            let count = match uffd.read(&mut messages) {
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
                 Err(_) => return first,

@@ -26,6 +26,8 @@ pub(crate) const WRITE: FaultCtx = FaultCtx {
     allow_mixed: true,
     check_pages_threshold: ByteSize::ZERO,
     timeslice: Duration::ZERO,
+    within: None,
+    largest_chunk: None,
 };
 
 /// What the first device wants to read.

@@ -307,7 +307,7 @@ impl Policy for InPlace {
             migrate: false,
             duplicate: false,
             timeslice: Duration::ZERO,
-            ask_again: None,
+            ..Plan::default()
         }
     }
 }

@@ -4,8 +4,9 @@
 //!   case (generic)  x  World: sim, linux  x  device: faulting, declared; dmirror, softgpu
 //!      |
 //!      |-- anon, migrate, huge, fork, pair   the cases of the kernel's hmm-tests.c, by their names
-//!      |-- windows, races                    what that suite lacks: things that happen at once
-//!      `-- bind                              what is bound where in a device address space
+//!      |-- bind                              what is bound where in a device address space
+//!      |-- advice                            what the program says of its memory beforehand
+//!      `-- windows, races                    what that suite lacks: things that happen at once
 //! ```
 //!
 //! A case is a function of a [`Kit`], which makes a [`Bench`] for it: a new world with devices in it. When
@@ -26,6 +27,7 @@ mod fork; // children
 mod pair; // two devices
 mod files; // what is mapped in place
 mod duplicate; // pages that are read in copies
+mod advice; // what the program says beforehand
 mod windows; // what happens while a copy is under way
 mod races; // what happens at any time
 mod bind; // what is bound where
@@ -63,6 +65,8 @@ macro_rules! conformance_cases {
             two_peers_race_for_one_block, prefetch_then_no_fault, prefetch_cancelled,
             prefetch_racing_unmap, prefetch_racing_cpu_touch, bo_map, bo_unmap, busy, bind_racing_faults,
             unbind_with_work_under_way, close_with_work_under_way,
+            advised_places, advice_cuts_ranges, advice_lasts_as_long_as_its_mapping, advice_of_atomics,
+            eviction_as_advised, contradictory_advice_of_two_devices, advise_racing_all_else,
         }
     };
 }
@@ -144,6 +148,11 @@ macro_rules! names_of {
 }
 conformance_cases!(names_of);
 
+pub use advice::{
+    advice_cuts_ranges, advice_lasts_as_long_as_its_mapping, advice_of_atomics,
+    advise_racing_all_else, advised_places, contradictory_advice_of_two_devices,
+    eviction_as_advised,
+};
 pub use anon::{
     anon_read, anon_read_multiple, anon_read_prot, anon_teardown, anon_write, anon_write_huge,
     anon_write_prot, compound, open_close,

@@ -14,7 +14,7 @@ use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::vm::Vm;
 use gpusvm_device::{Access, FaultError};
 use gpusvm_mm::{AddressSpace, Home, Intent, MmError, Vma};
-use gpusvm_pagemap::{Cause, MigrateError};
+use gpusvm_pagemap::MigrateError;
 use gpusvm_svm::{FindError, Range};
 use gpusvm_types::{Span, VirtAddr};
 
@@ -109,17 +109,14 @@ fn pass<M: AddressSpace>(
     let _no_fork = vm.svm().mm().no_fork().ok_or(closed)?;
     let _working = vm.enter().ok_or(closed)?;
     vm.svm().collect_garbage();
-    let access = match vma.writable {
+    let (advice, around) = vm.advised_around(at);
+    let is_copied = to == Location::Advised && advice.read_mostly;
+    let access = match vma.writable && !is_copied {
         true => Access::Write,
         false => Access::Read,
     };
-    let request = Request {
-        at,
-        access,
-        stale: false,
-        cause: Cause::Prefetch,
-    };
-    let mut ctx = fault::context(vm, &request);
+    let request = Request::prefetch(at, access);
+    let mut ctx = fault::context(vm, &request, (advice, around));
     // As wide as it is bound, which may be wider than what is asked for; or it was unbound meanwhile.
     let Some((within, gpuva::Vma::Mirror)) = vm.vmas.find(at) else {
         return Ok(None);
@@ -158,7 +155,9 @@ fn pass<M: AddressSpace>(
             placed.again = Some(BUSY_AGAIN);
         }
         Location::Ram => error = vm.svm().range_evict(&range).err().map(PrefetchReason::Mm),
-        Location::Advised => placed = fault::place(vm, &request, &range, attempt, &mut ctx)?,
+        Location::Advised => {
+            placed = fault::place(vm, &request, &range, (attempt, advice), &mut ctx)?
+        }
     }
     let span = range.span();
     let error = error.map(|reason| PrefetchError { span, reason });
@@ -179,7 +178,7 @@ fn pass<M: AddressSpace>(
 
 /// Whether the device would not fault, and the pages are where they were asked to be.
 fn is_there<M: AddressSpace>(vm: &Vm<M>, range: &Range<M>, access: Access, to: Location) -> bool {
-    let is_served = fault::is_served(range, access, vm.caps());
+    let is_served = fault::is_served(range, access, !vm.caps().coherent);
     if to == Location::Advised || !range.can_migrate() {
         return is_served;
     }

@@ -1,0 +1,138 @@
+//! Advice, on this process.
+
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a test may panic, also outside of its test function"
+)]
+
+mod common;
+
+use common::{Map, add_one, can_adopt, engine, two_devices, within};
+use gpusvm::{
+    Advice, AdviseError, Atomics, ByteSize, Error, MigrateOnTouch, Preferred, Priority, Svm, SvmPtr,
+};
+use std::time::Duration;
+
+const BLOCK: usize = 2 << 20;
+const IN_RAM: Advice = Advice::PreferredLocation(Preferred::Ram);
+
+/// How many pieces of the memory have advice.
+fn pieces(svm: &Svm, memory: &Map) -> usize {
+    let advised = svm.advice(memory.at, ByteSize::from_usize(memory.len));
+    let advised = advised.unwrap();
+    advised.iter().filter(|it| it.by.is_some()).count()
+}
+
+/// Unmapped and mapped again at once, by one system call.
+fn replace(memory: &Map) {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    // SAFETY: over our own mapping.
+    let at = unsafe { libc::mmap(memory.at.cast(), memory.len, access, flags, -1, 0) };
+    assert_eq!(at, memory.at.cast());
+}
+
+#[test]
+fn memory_that_no_device_touched_forgets_with_its_mapping() {
+    within(Duration::from_secs(60), || {
+        let svm = engine(ByteSize::mib(8));
+        if !can_adopt(&svm) {
+            return;
+        }
+        let memory = Map::new(3 * BLOCK, false);
+        let len = ByteSize::from_usize(memory.len);
+        for round in 0..20u8 {
+            let adopted = svm.adopt(memory.at, len).unwrap();
+            svm.advise(memory.at, len, IN_RAM).unwrap();
+            assert_eq!(pieces(&svm, &memory), 1);
+            if round % 2 == 0 {
+                memory.bytes().fill(round);
+            }
+            replace(&memory);
+            assert_eq!(pieces(&svm, &memory), 0, "nobody has to wait for it");
+            let again = svm.adopt(memory.at, len).unwrap();
+            assert_eq!(pieces(&svm, &memory), 0);
+            let at: SvmPtr<u64> = SvmPtr::from(memory.at.cast::<u64>());
+            add_one(&svm, 0, (at, memory.len / 8));
+            assert!(
+                svm.stats().pages_on_devices > 0,
+                "nothing says RAM any more"
+            );
+            drop((adopted, again));
+            assert!(memory.bytes().chunks(8).all(|word| word[0] == 1));
+            replace(&memory);
+        }
+    });
+}
+
+#[test]
+fn what_is_refused_says_why() {
+    let svm = engine(ByteSize::mib(8));
+    let slice = svm.alloc_slice::<u64>(100).unwrap();
+    let (at, len) = (slice.as_ptr(), ByteSize::new(800));
+    let errno = |refused: Result<(), Error>| refused.unwrap_err().errno();
+    let by = |device| Advice::AccessedBy { device, on: true };
+    assert_eq!(errno(svm.advise(at, len, by(1))), 19);
+    let size = ByteSize::kib(3);
+    let refused = svm.advise(at, len, Advice::Granularity(Some(size)));
+    assert!(matches!(
+        refused,
+        Err(Error::Advise(AdviseError::Granularity { .. }))
+    ));
+    assert_eq!(errno(refused), 22);
+    assert_eq!(errno(svm.advise(at, ByteSize::ZERO, IN_RAM)), 22);
+    let own = Map::new(BLOCK, false);
+    assert_eq!(errno(svm.advise(own.at, ByteSize::mib(2), IN_RAM)), 2);
+    // Part of a page means all of it.
+    svm.advise(at, len, by(0)).unwrap();
+    let advised = svm.advice(at, ByteSize::new(1)).unwrap();
+    assert_eq!((advised.len(), advised[0].span), (1, slice.span()));
+    assert_eq!(advised[0].by.map(|by| by.device), Some(0));
+    svm.advise_slice(&slice, Advice::Nothing).unwrap();
+    assert_eq!(svm.advice(at, len).unwrap()[0].by, None);
+}
+
+/// Everything is advised at some time, while two devices and the CPU count.
+#[test]
+fn advice_changes_under_launches() {
+    const WORDS: usize = BLOCK / 8;
+    within(Duration::from_secs(120), || {
+        for fabric in [true, false] {
+            let svm = two_devices(ByteSize::mib(4), fabric, MigrateOnTouch::default());
+            let mut numbers = svm.alloc_slice::<u64>(WORDS).unwrap();
+            let all = [
+                IN_RAM,
+                Advice::PreferredLocation(Preferred::Device(0)),
+                Advice::PreferredLocation(Preferred::Device(1)),
+                Advice::AccessedBy {
+                    device: 1,
+                    on: true,
+                },
+                Advice::Granularity(Some(ByteSize::kib(64))),
+                Advice::EvictionPriority(Priority::Pinned),
+                Advice::Atomics(Atomics::Global),
+                Advice::Atomics(Atomics::Device),
+                Advice::Nothing,
+            ];
+            let mut added = 0;
+            for advice in all {
+                let p = numbers.device_ptr();
+                std::thread::scope(|scope| {
+                    let adds = [0, 1].map(|device| {
+                        let svm = &svm;
+                        scope.spawn(move || add_one(svm, device, (p, WORDS)))
+                    });
+                    svm.advise_slice(&numbers, advice).unwrap();
+                    adds.into_iter().for_each(|add| add.join().unwrap());
+                });
+                numbers.iter_mut().for_each(|x| *x += 1);
+                added += 3;
+            }
+            assert!(numbers.iter().all(|x| *x == added), "fabric: {fabric}");
+            drop(numbers);
+            let stats = svm.shutdown().unwrap();
+            assert_eq!((stats.failed_faults, stats.vram_used_bytes), (0, 0));
+        }
+    });
+}
