@@ -210,14 +210,13 @@ fn serve_waiting(process: &Process) {
             serve(process, arrival.at, began);
             continue;
         }
-        let Some(serving) = process.crew.begin() else {
-            return;
-        };
+        // Who slept so long is woken, and faults again if it still wants the page: it may have been
+        // woken before, and the address be another mapping's by now, which userfaultfd would fill
+        // without asking whose it is.
         let due = process.delays.pop_due(began);
         if let Some(at) = due {
-            serve(process, at, began);
+            fault::wake(process, at);
         }
-        drop(serving);
         if due.is_none() && !process.crew.has_parked() {
             return;
         }
