@@ -72,6 +72,10 @@ impl Stats {
         self.device_fault_time = vms.fault_time;
         self.device_faults_by_size = vms.by_size;
         self.flushes = vms.flushes;
+        self.duplicated_ranges = vms.duplicated;
+        self.not_duplicated = vms.not_duplicated;
+        self.duplicates_invalidated = vms.duplicates_invalidated;
+        self.duplicates_dropped = vms.duplicates_dropped;
         self.ranges_live = vms.ranges_live;
     }
 }

@@ -27,6 +27,10 @@ use std::time::Duration;
 
 const ALL_PASSES: u32 = MAX_PASSES + MAX_PASSES_IN_PLACE;
 const GAVE: &str = "it was not stable for long enough";
+const INVALIDATED: &str =
+    "it was not stable for long enough: what was found keeps being invalidated";
+const NOT_THERE: &str = "it was not stable for long enough: pages that only device memory will do for could not \
+                         move there";
 
 struct Lab {
     vm: Arc<Vm<Sim>>,
@@ -108,7 +112,7 @@ fn never_stable() -> (Lab, Arc<Unmaps>) {
 fn a_fault_that_is_never_stable_ends_after_all_its_passes() {
     let (lab, policy) = never_stable();
     let (verdict, passes) = lab.fault(Access::Write);
-    assert_eq!(verdict, Verdict::Fail(lab.gave(GAVE)));
+    assert_eq!(verdict, Verdict::Fail(lab.gave(INVALIDATED)));
     assert_eq!(passes, ALL_PASSES);
     let stats = lab.vm.stats();
     assert_eq!(stats.stale_passes, u64::from(ALL_PASSES));
@@ -185,7 +189,7 @@ fn timeslices(access: Access) -> (Vec<Duration>, Verdict, Lab) {
 #[test]
 fn an_atomic_that_needs_device_memory_asks_for_longer_and_longer() {
     let (asked, verdict, lab) = timeslices(Access::Atomic);
-    assert_eq!(verdict, Verdict::Fail(lab.gave(GAVE)));
+    assert_eq!(verdict, Verdict::Fail(lab.gave(NOT_THERE)));
     let micros: Vec<_> = asked.iter().map(Duration::as_micros).collect();
     // It doubles, up to a bound; and device memory is tried to the end: there is no other place.
     assert_eq!(micros[..7], [500, 1000, 2000, 4000, 8000, 16_000, 16_000]);

@@ -167,6 +167,11 @@ impl VmStats {
         self.last_resorts += other.last_resorts;
         self.slips += other.slips;
         self.not_migrated += other.not_migrated;
+        self.duplicated += other.duplicated;
+        self.not_duplicated += other.not_duplicated;
+        self.duplicates_invalidated += other.duplicates_invalidated;
+        self.duplicates_dropped += other.duplicates_dropped;
+        self.reconsidered += other.reconsidered;
         self.rebound += other.rebound;
         self.flushes += other.flushes;
         SizeStats::add_to(&mut self.by_size, &other.by_size);

@@ -12,20 +12,17 @@
 
 use crate::driver::advice::{Atomics, Attributes};
 use crate::driver::counters;
-use crate::driver::duplicate;
-use crate::driver::policy::{Destination, FaultInfo};
+use crate::driver::place::{Placed, place};
 use crate::driver::region::VramRegion;
 use crate::driver::report::{FaultReport, Served};
-use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::stages::Stage;
+use crate::driver::stale::{self, StaleReason};
 use crate::driver::vm::Vm;
 use core::time::Duration;
 use gpusvm_device::{Access, Caps, DeviceFault, FaultError, FaultMode, Verdict};
 use gpusvm_mm::{AddressSpace, MmError, Time};
-use gpusvm_pagemap::{Cause, MigrateError};
-use gpusvm_svm::{
-    Copies, DeviceIndex, FaultCtx, FindError, GetPagesError, Permission, Range, Reach,
-};
+use gpusvm_pagemap::Cause;
+use gpusvm_svm::{DeviceIndex, FaultCtx, FindError, Permission, Range, Reach};
 use gpusvm_sync::Arc;
 use gpusvm_types::{ByteSize, Span, VirtAddr};
 
@@ -43,7 +40,7 @@ pub(crate) enum Pass {
     /// The device can try again.
     Bound(Served),
     /// What was found out was not true any more: start again.
-    Stale,
+    Stale(StaleReason),
 }
 
 /// What is to be made accessible.
@@ -150,8 +147,9 @@ fn make<M: AddressSpace>(
 ) -> Result<Served, FaultError> {
     gpusvm_sync::walk!("make");
     if request.stale {
-        forget_stale(vm, request.at)?;
+        stale::forget_translation(vm, request.at)?;
     }
+    let mut last = StaleReason::Gone;
     for attempt in 0..MAX_PASSES + MAX_PASSES_IN_PLACE {
         if attempt == MAX_PASSES {
             counters::count(&vm.counters.last_resorts);
@@ -159,7 +157,8 @@ fn make<M: AddressSpace>(
         *passes += 1;
         match pass(vm, request, attempt)? {
             Pass::Bound(served) => return Ok(served),
-            Pass::Stale => {
+            Pass::Stale(reason) => {
+                last = reason;
                 counters::count(&vm.counters.stale_passes);
                 back_off(attempt);
             }
@@ -167,7 +166,7 @@ fn make<M: AddressSpace>(
     }
     Err(FaultError::Gave {
         at: request.at,
-        reason: "it was not stable for long enough",
+        reason: last.gave(),
     })
 }
 
@@ -189,15 +188,15 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     let range = match found {
         Ok(range) => range,
         Err(FindError::Wider { range, .. }) => {
-            forget(vm, range);
-            return Ok(Pass::Stale);
+            stale::forget(vm, range);
+            return Ok(Pass::Stale(StaleReason::Wider));
         }
-        Err(error) => return refused(request, error),
+        Err(error) => return stale::refused(request, error),
     };
     let _time = vm.time(&range, Stage::Pass);
     let serving = range.serve();
     if range.is_gone() {
-        return Ok(Pass::Stale);
+        return Ok(Pass::Stale(StaleReason::Gone));
     }
     // What counts is what is advised from here on: who advises otherwise waits for the range.
     let (advice, around) = vm.advised_around(request.at);
@@ -205,7 +204,7 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     let is_as_advised = around.covers(range.span()) && advice.allows(range.span());
     if !is_as_advised && vm.may_change(&range) {
         vm.svm().range_remove(&range);
-        return Ok(Pass::Stale);
+        return Ok(Pass::Stale(StaleReason::Advised));
     }
     if request.access == Access::Atomic && advice.atomics == Atomics::Cpu {
         let Request { at, access, .. } = *request;
@@ -218,10 +217,10 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     }
     match vm.svm().range_arm(&range, &serving) {
         Ok(true) => {}
-        Ok(false) => return Ok(Pass::Stale),
+        Ok(false) => return Ok(Pass::Stale(StaleReason::Gone)),
         Err(FindError::Mm(MmError::Gone)) => return Err(FaultError::Closed { at: request.at }),
         // Unmapped, or not mirrored any more, since the range was found.
-        Err(_) => return Ok(Pass::Stale),
+        Err(_) => return Ok(Pass::Stale(StaleReason::NotMirrored)),
     }
     let placed = if range.can_migrate() {
         place(vm, request, &range, (attempt, advice), &mut ctx)?
@@ -254,7 +253,7 @@ pub(crate) fn map<M: AddressSpace>(
     drop(timed);
     let prepared = match prepared {
         Ok(prepared) => prepared,
-        Err(error) => return not_mapped(vm, request, range, error),
+        Err(error) => return stale::not_mapped(vm, request, range, error),
     };
     let served = match prepared.is_in_vram() {
         true => Served::InDeviceMemory,
@@ -275,7 +274,7 @@ pub(crate) fn map<M: AddressSpace>(
             }
             Ok(Pass::Bound(served))
         }
-        Ok(false) => Ok(Pass::Stale),
+        Ok(false) => Ok(Pass::Stale(StaleReason::Invalidated)),
         Err(_) => Err(FaultError::Gave {
             at: request.at,
             reason: "its pages could not be bound",
@@ -323,206 +322,6 @@ pub(crate) fn context<M: AddressSpace>(
         timeslice: Duration::ZERO,
         within: Some(around),
         largest_chunk: advice.granularity,
-    }
-}
-
-/// What was done about where the pages of a range are.
-#[derive(Debug, Default)]
-pub(crate) struct Placed {
-    /// When to look again if pages of it are in RAM all the same.
-    pub(crate) again: Option<Duration>,
-    /// For the device to read.
-    pub(crate) copies: Option<Copies>,
-}
-
-/// Asks the policy whether the range moves, and for how long, and moves it, or copies it. Where only
-/// device memory will do, it moves in any case; after too many passes for nothing, it stays where it is.
-pub(crate) fn place<M: AddressSpace>(
-    vm: &Vm<M>,
-    request: &Request,
-    range: &Range<M>,
-    (attempt, advice): (u32, Attributes),
-    ctx: &mut FaultCtx,
-) -> Result<Placed, FaultError> {
-    gpusvm_sync::walk!("place");
-    let now = vm.now();
-    let Request { at, access, .. } = *request;
-    let plan = vm.policy.on_device_fault(&FaultInfo {
-        at,
-        access,
-        attempt,
-        bounces: range.pages(ONLY).history().count_bounces(now),
-        evictions: range.pages(ONLY).history().evictions(now),
-        reaches_ram: vm.caps().coherent,
-        atomics_on_ram: vm.caps().atomics_on_ram,
-        device: vm.device_number(),
-        reaches: vm.reaches(),
-        advice,
-    });
-    ctx.timeslice = plan.timeslice;
-    if plan.duplicate && !access.is_write() && attempt < MAX_PASSES {
-        let copies = duplicate::duplicate(vm, range);
-        if copies.is_some() {
-            let again = None;
-            return Ok(Placed { again, copies });
-        }
-    }
-    let stays = |again| Placed {
-        again,
-        copies: None,
-    };
-    if !plan.migrate && !ctx.devmem_only {
-        return Ok(stays(plan.ask_again));
-    }
-    if !ctx.devmem_only && attempt >= MAX_PASSES {
-        return Ok(stays(Some(BUSY_AGAIN)));
-    }
-    let again = match plan.to {
-        Destination::Ram if !ctx.devmem_only => take_home(vm, request, range),
-        Destination::Device(device) if attempt < MAX_PASSES => {
-            migrate_to_peer(vm, request, range, (device, ctx))
-        }
-        _ => migrate(vm, request, range, ctx).map(|()| Some(BUSY_AGAIN)),
-    };
-    again.map(stays)
-}
-
-/// Brings the range home. That it cannot come now is no failure: it is mapped where it is.
-fn take_home<M: AddressSpace>(
-    vm: &Vm<M>,
-    request: &Request,
-    range: &Range<M>,
-) -> Result<Option<Duration>, FaultError> {
-    match vm.take_home(range) {
-        Ok(()) => Ok(None),
-        Err(MmError::Gone) => Err(FaultError::Closed { at: request.at }),
-        Err(_) => Ok(Some(BUSY_AGAIN)),
-    }
-}
-
-/// Moves the range to another device; if that cannot be, to this one.
-fn migrate_to_peer<M: AddressSpace>(
-    vm: &Vm<M>,
-    request: &Request,
-    range: &Range<M>,
-    (device, ctx): (usize, &FaultCtx),
-) -> Result<Option<Duration>, FaultError> {
-    let moved = vm.memory_of(device).map(|pagemap| {
-        let (span, cause) = (range.span(), request.cause);
-        pagemap.populate(span, ctx.timeslice, cause)
-    });
-    match moved {
-        Some(Ok(())) => Ok(None),
-        Some(Err(MigrateError::Mm(MmError::Gone))) => Err(FaultError::Closed { at: request.at }),
-        // It has to stay where it is for now.
-        Some(Err(MigrateError::NothingCollected { .. })) => Ok(Some(BUSY_AGAIN)),
-        _ => migrate(vm, request, range, ctx).map(|()| Some(BUSY_AGAIN)),
-    }
-}
-
-/// Moves the range to the device. That it cannot is no failure where the device reaches RAM.
-fn migrate<M: AddressSpace>(
-    vm: &Vm<M>,
-    request: &Request,
-    range: &Range<M>,
-    ctx: &FaultCtx,
-) -> Result<(), FaultError> {
-    gpusvm_sync::walk!("migrate");
-    let _time = vm.time(range, Stage::Migrate);
-    let pagemap = vm.region.pagemap();
-    match pagemap.populate(range.span(), ctx.timeslice, request.cause) {
-        Ok(()) => Ok(()),
-        Err(MigrateError::Mm(MmError::Gone)) => Err(FaultError::Closed { at: request.at }),
-        Err(MigrateError::NoSpace { .. }) if ctx.devmem_only => Err(FaultError::Gave {
-            at: request.at,
-            reason: "device memory is full",
-        }),
-        Err(MigrateError::Pinned { .. }) if ctx.devmem_only => Err(FaultError::Gave {
-            at: request.at,
-            reason: "device memory is full of what is pinned",
-        }),
-        // Whatever it was, get_pages sees where the pages are.
-        Err(_) => Ok(()),
-    }
-}
-
-/// There is no range. Usually that is the program's doing.
-pub(crate) fn refused(request: &Request, error: FindError) -> Result<Pass, FaultError> {
-    let Request { at, access, .. } = *request;
-    match error {
-        FindError::NoMapping { .. } => Err(FaultError::Unmapped { at }),
-        FindError::NotReadable { .. } | FindError::ReadOnly { .. } => {
-            Err(FaultError::NotPermitted { at, access })
-        }
-        FindError::NoChunk { .. } => Ok(Pass::Stale),
-        FindError::Closed | FindError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
-        _ => Err(FaultError::Gave {
-            at,
-            reason: "there is no range for it",
-        }),
-    }
-}
-
-/// Nothing can be mapped: for good, or for now.
-fn not_mapped<M: AddressSpace>(
-    vm: &Vm<M>,
-    request: &Request,
-    range: &Arc<Range<M>>,
-    error: GetPagesError,
-) -> Result<Pass, FaultError> {
-    let Request { at, access, .. } = *request;
-    match error {
-        GetPagesError::ReadOnly { .. } => Err(FaultError::NotPermitted { at, access }),
-        GetPagesError::OutOfReach { at } | GetPagesError::NotOnDevice { at }
-            if !range.can_migrate() =>
-        {
-            Err(FaultError::OutOfReach { at })
-        }
-        // On two devices, or on one that is being unbound, or does not answer: RAM is common ground.
-        GetPagesError::MixedPagemaps { .. }
-        | GetPagesError::Mixed { .. }
-        | GetPagesError::OutOfReach { .. } => {
-            counters::count(&vm.counters.gathered);
-            match vm.svm().range_evict(range) {
-                Err(MmError::Gone) => Err(FaultError::Closed { at }),
-                _ => Ok(Pass::Stale),
-            }
-        }
-        GetPagesError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
-        // Permissions of a part of it changed, and cut the mapping: ranges of the parts take its place.
-        GetPagesError::Unmapped { .. } if is_cut(vm, range) => {
-            vm.svm().range_remove(range);
-            Ok(Pass::Stale)
-        }
-        _ => Ok(Pass::Stale),
-    }
-}
-
-/// Whether no one mapping covers the range.
-fn is_cut<M: AddressSpace>(vm: &Vm<M>, range: &Range<M>) -> bool {
-    let vma = vm.svm().mm().find_vma(range.span().start());
-    vma.is_ok_and(|vma| vma.is_none_or(|vma| !vma.span.covers(range.span())))
-}
-
-/// The device found a translation to RAM that is not there any more: memory that nobody mirrors was
-/// unmapped behind its back.
-fn forget_stale<M: AddressSpace>(vm: &Vm<M>, at: VirtAddr) -> Result<(), FaultError> {
-    if let Some(range) = vm.svm().range_find(at) {
-        vm.svm().range_remove(&range);
-    }
-    // A mapping that exists and refuses all the same would be tried for ever.
-    if vm.svm().mm().is_readable(at) {
-        Ok(())
-    } else {
-        Err(FaultError::Unmapped { at })
-    }
-}
-
-/// A range from when more was bound would be mapped where it must not be: another takes its place.
-pub(crate) fn forget<M: AddressSpace>(vm: &Vm<M>, wider: Span) {
-    let range = vm.svm().range_find(wider.start());
-    if let Some(range) = range.filter(|range| range.span() == wider) {
-        vm.svm().range_remove(&range);
     }
 }
 

@@ -57,6 +57,8 @@
 pub mod worker; // threads that take faults
 pub(crate) mod intake; // which fault is served, and which waits for it
 pub(crate) mod fault; // the story
+pub(crate) mod place; // where pages go
+pub(crate) mod stale; // what is in the way
 pub(crate) mod policy; // what to do, never how
 pub(crate) mod populate; // pages into device memory
 pub(crate) mod evict; // and out of it, for others

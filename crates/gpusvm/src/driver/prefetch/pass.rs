@@ -7,10 +7,12 @@
 //! ```
 
 use super::{Location, PrefetchError, PrefetchReason};
-use crate::driver::fault::{self, MAX_PASSES, Pass, Placed, Request};
+use crate::driver::fault::{self, MAX_PASSES, Pass, Request};
 use crate::driver::gpuva;
+use crate::driver::place::{self, Placed};
 use crate::driver::report::Served;
 use crate::driver::revisit::BUSY_AGAIN;
+use crate::driver::stale;
 use crate::driver::vm::Vm;
 use gpusvm_device::{Access, FaultError};
 use gpusvm_mm::{AddressSpace, Home, Intent, MmError, Vma};
@@ -124,10 +126,10 @@ fn pass<M: AddressSpace>(
     let range = match vm.svm().range_find_or_insert(at, within, &ctx) {
         Ok(range) => range,
         Err(FindError::Wider { range, .. }) => {
-            fault::forget(vm, range);
+            stale::forget(vm, range);
             return Ok(None);
         }
-        Err(error) => return fault::refused(&request, error).map(|_| None),
+        Err(error) => return stale::refused(&request, error).map(|_| None),
     };
     let serving = range.serve();
     if range.is_gone() {
@@ -156,7 +158,7 @@ fn pass<M: AddressSpace>(
         }
         Location::Ram => error = vm.svm().range_evict(&range).err().map(PrefetchReason::Mm),
         Location::Advised => {
-            placed = fault::place(vm, &request, &range, (attempt, advice), &mut ctx)?
+            placed = place::place(vm, &request, &range, (attempt, advice), &mut ctx)?
         }
     }
     let span = range.span();
@@ -172,7 +174,7 @@ fn pass<M: AddressSpace>(
         Pass::Bound(_) if to == Location::Ram => ends(Done::Home, error),
         Pass::Bound(Served::InDeviceMemory) => ends(Done::Moved, error),
         Pass::Bound(_) => ends(Done::InPlace, error),
-        Pass::Stale => Ok(None),
+        Pass::Stale(_) => Ok(None),
     }
 }
 
