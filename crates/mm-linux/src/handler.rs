@@ -100,7 +100,11 @@ impl Crew {
     }
 
     fn has_parked(&self) -> bool {
-        self.parked.lock().len > 0
+        self.count_parked() > 0
+    }
+
+    fn count_parked(&self) -> usize {
+        self.parked.lock().len
     }
 }
 
@@ -214,8 +218,10 @@ fn serve_waiting(process: &Process) {
                 if !process.crew.park(arrival) {
                     fault::wake(process, arrival.at);
                 }
-                // Those that serve look again when they are done; but who was done a moment ago looked
-                // when this one was not parked.
+                // Those that serve may wait for one of those that are parked.
+                answer_parked(process);
+                // They look again when they are done; but who was done a moment ago looked when these
+                // were not parked.
                 if process.crew.is_busy() {
                     return;
                 }
@@ -239,6 +245,18 @@ fn serve_waiting(process: &Process) {
         drop(serving);
         if due.is_none() && !process.crew.has_parked() {
             return;
+        }
+    }
+}
+
+/// Answers at once what can be answered of the faults that are parked, each of them.
+fn answer_parked(process: &Process) {
+    for _ in 0..process.crew.count_parked() {
+        let Some(arrival) = process.crew.unpark() else {
+            return;
+        };
+        if !at_once(process, &arrival) && !process.crew.park(arrival) {
+            fault::wake(process, arrival.at);
         }
     }
 }

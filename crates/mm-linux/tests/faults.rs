@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 on_every_rung!(
     two_threads_fault_on_one_block,
     the_last_fault_is_served_as_well,
+    who_is_waited_for_is_answered_whoever_else_waits,
     many_threads_fault_on_many_blocks,
     a_fault_in_a_timeslice_sleeps,
     who_sleeps_behind_another_of_its_block_is_woken_whatever_becomes_of_that,
@@ -109,6 +110,41 @@ fn the_last_fault_is_served_as_well(world: &World) {
         round.wait();
     });
     assert_eq!(world.process.stats().failed_faults, 0);
+}
+
+/// Whoever serves a fault waits for an engine thread, whose own fault is one of many.
+fn who_is_waited_for_is_answered_whoever_else_waits(world: &World) {
+    const THREADS: u64 = 8;
+    if world.is_signals() {
+        // A dropped page is no fault there.
+        return;
+    }
+    let memory = world.memory(ByteSize::mib(2 * (THREADS + 1)), Pages::Base);
+    let away = memory.part(ByteSize::ZERO, ByteSize::mib(2 * THREADS));
+    let dropped = ByteSize::mib(2 * THREADS);
+    for seed in 1..60 {
+        memory.fill_part(away, seed);
+        world.out(away);
+        memory::advise(memory.part(dropped, pages(1)), libc::MADV_DONTNEED).unwrap();
+        world.process.settle_events();
+        world.device.waits.store(true, Ordering::Release);
+        let together = Barrier::new(9);
+        std::thread::scope(|scope| {
+            let (memory, together) = (&memory, &together);
+            for thread in 0..THREADS {
+                scope.spawn(move || {
+                    together.wait();
+                    let at = ByteSize::mib(2 * thread);
+                    memory.check_part(memory.part(at, pages(16)), seed);
+                });
+            }
+            let _engine = gpusvm_guarded::EngineThread::enter().unwrap();
+            together.wait();
+            assert_eq!(memory::load(memory.at(dropped)), 0);
+            world.device.waits.store(false, Ordering::Release);
+        });
+    }
+    assert_eq!(world.device.waited_in_vain.load(Ordering::Relaxed), 0);
 }
 
 /// How much of the processor this thread had.
