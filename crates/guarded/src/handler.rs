@@ -19,6 +19,8 @@
 //!   accessors, or touch memory that is on the move. A fault under a blocked SIGSEGV would be
 //!   death. Nested frames lie on the same alternate stack, so a hook must be frugal with it.
 //!
+//! - `SA_RESTART`: an interruption can come late, in a system call that has nothing to do with it.
+//!
 //! # Chaining
 //!
 //! A handler behind ours is called as the kernel would have: with the arguments its flags ask for,
@@ -245,7 +247,7 @@ fn our_entry() -> usize {
 fn our_action() -> libc::sigaction {
     let mut action = empty_action();
     action.sa_sigaction = our_entry();
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART;
     action
 }
 

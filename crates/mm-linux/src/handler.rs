@@ -23,7 +23,7 @@ use core::time::Duration;
 use gpusvm_mm::{AddressSpace, Time};
 use gpusvm_sync::atomic::{AtomicUsize, Ordering};
 use gpusvm_sync::{Arc, Mutex};
-use gpusvm_types::VirtAddr;
+use gpusvm_types::{Span, VirtAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 
@@ -73,6 +73,11 @@ impl Crew {
         begun.ok().map(|_| Serving(self))
     }
 
+    /// Whether nobody else could begin to serve.
+    fn is_busy(&self) -> bool {
+        self.serving.load(Ordering::Acquire) + 1 >= HANDLERS
+    }
+
     fn park(&self, arrival: Arrival) -> bool {
         gpusvm_sync::walk!("park");
         let mut parked = self.parked.lock();
@@ -95,7 +100,11 @@ impl Crew {
     }
 
     fn has_parked(&self) -> bool {
-        self.parked.lock().len > 0
+        self.count_parked() > 0
+    }
+
+    fn count_parked(&self) -> usize {
+        self.parked.lock().len
     }
 }
 
@@ -172,9 +181,7 @@ fn take(process: &Process, arrival: Arrival) {
     }
     match process.crew.begin() {
         Some(_serving) => {
-            if process.crew.has_parked() || process.delays.next_due().is_some() {
-                process.source.rouse();
-            }
+            look_after_the_rest(process);
             serve(process, arrival.at, began);
         }
         None => {
@@ -182,6 +189,13 @@ fn take(process: &Process, arrival: Arrival) {
                 fault::wake(process, arrival.at);
             }
         }
+    }
+}
+
+/// Whoever begins to serve may be long: others look after what waits.
+fn look_after_the_rest(process: &Process) {
+    if process.crew.has_parked() || process.delays.next_due().is_some() {
+        process.source.rouse();
     }
 }
 
@@ -200,13 +214,20 @@ fn serve_waiting(process: &Process) {
                 continue;
             }
             let Some(_serving) = process.crew.begin() else {
-                // Both that serve look again when they are done; room was made a moment ago, or it
-                // faults again.
+                // Room was made a moment ago, or it faults again.
                 if !process.crew.park(arrival) {
                     fault::wake(process, arrival.at);
                 }
-                return;
+                // Those that serve may wait for one of those that are parked.
+                answer_parked(process);
+                // They look again when they are done; but who was done a moment ago looked when these
+                // were not parked.
+                if process.crew.is_busy() {
+                    return;
+                }
+                continue;
             };
+            look_after_the_rest(process);
             serve(process, arrival.at, began);
             continue;
         }
@@ -215,7 +236,8 @@ fn serve_waiting(process: &Process) {
         // without asking whose it is.
         let due = process.delays.pop_due(began);
         if let Some(at) = due {
-            fault::wake(process, at);
+            // Others of its block sleep behind it, whatever becomes of this one.
+            process.mover.wake(Span::block_of(at));
         }
         if due.is_none() && !process.crew.has_parked() {
             return;
@@ -223,13 +245,28 @@ fn serve_waiting(process: &Process) {
     }
 }
 
-fn serve(process: &Process, at: VirtAddr, began: Time) {
+/// Answers at once what can be answered of the faults that are parked, each of them.
+fn answer_parked(process: &Process) {
+    for _ in 0..process.crew.count_parked() {
+        let Some(arrival) = process.crew.unpark() else {
+            return;
+        };
+        if !at_once(process, &arrival) && !process.crew.park(arrival) {
+            fault::wake(process, arrival.at);
+        }
+    }
+}
+
+/// Whether that was all; else it sleeps.
+fn serve(process: &Process, at: VirtAddr, began: Time) -> bool {
+    let mut sleeps = false;
     let served = guard(process, at, || {
         match fault::serve(process, at) {
             Urgency::Done => {}
             Urgency::Later(due) => {
                 Counters::count(&process.counters.delayed_faults);
-                if !process.delays.push(due, at) {
+                sleeps = process.delays.push(due, at);
+                if !sleeps {
                     // No room to sleep: a short sleep here, and the fault comes again.
                     std::thread::sleep(Duration::from_micros(100));
                     fault::wake(process, at);
@@ -242,6 +279,7 @@ fn serve(process: &Process, at: VirtAddr, began: Time) {
     if served {
         process.counters.record(process.now().since(began));
     }
+    !sleeps
 }
 
 /// A handler that panics poisons the page, wakes who waits for it, and goes on.

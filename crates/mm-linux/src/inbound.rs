@@ -69,7 +69,10 @@ impl<'b> LinuxInbound<'b> {
             this.leaving[i] = Some(Leaving { from, to });
         }
         this.slot = Some(slot);
-        block.invalidate(span, Reason::Migrate(None));
+        // Not what lies between: a launch may need that where it is.
+        for run in runs(span, |i| chosen[i].is_some()) {
+            block.invalidate(run, Reason::Migrate(None));
+        }
         Ok(this)
     }
 

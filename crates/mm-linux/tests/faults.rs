@@ -9,18 +9,22 @@
 
 mod common;
 
-use common::World;
 use common::memory::{self, Pages, pages};
+use common::{World, soon};
 use gpusvm_mm::{AddressSpace, Block, Home};
 use gpusvm_mm_linux::Rung;
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount};
-use std::sync::atomic::Ordering;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 on_every_rung!(
     two_threads_fault_on_one_block,
+    the_last_fault_is_served_as_well,
+    who_is_waited_for_is_answered_whoever_else_waits,
     many_threads_fault_on_many_blocks,
     a_fault_in_a_timeslice_sleeps,
+    who_sleeps_behind_another_of_its_block_is_woken_whatever_becomes_of_that,
     more_blocks_wait_than_there_is_room,
     a_fault_on_a_busy_block_is_served_when_it_is_free,
     a_handler_that_panics_is_a_signal_and_no_hang,
@@ -71,6 +75,78 @@ fn many_threads_fault_on_many_blocks(world: &World) {
     assert_eq!(world.process.stats().failed_faults, 0);
 }
 
+/// More threads fault than handlers serve, and then nobody does, whose fault would have somebody look.
+fn the_last_fault_is_served_as_well(world: &World) {
+    const THREADS: u64 = 8; // and this one
+    if world.is_signals() {
+        // A dropped page is no fault there.
+        return;
+    }
+    let memory = world.memory(ByteSize::mib(2 * THREADS), Pages::Base);
+    let (round, is_over) = (Barrier::new(9), AtomicBool::new(false));
+    let touch = |thread: u64| {
+        loop {
+            round.wait();
+            if is_over.load(Ordering::Relaxed) {
+                return;
+            }
+            let found = memory::load(memory.at(ByteSize::mib(2 * thread)));
+            assert_eq!(found, 0);
+            round.wait();
+        }
+    };
+    std::thread::scope(|scope| {
+        let touch = &touch;
+        for thread in 0..THREADS {
+            scope.spawn(move || touch(thread));
+        }
+        let end = Instant::now() + Duration::from_millis(1500);
+        while Instant::now() < end {
+            memory::advise(memory.span(), libc::MADV_DONTNEED).unwrap();
+            round.wait();
+            round.wait();
+        }
+        is_over.store(true, Ordering::Relaxed);
+        round.wait();
+    });
+    assert_eq!(world.process.stats().failed_faults, 0);
+}
+
+/// Whoever serves a fault waits for an engine thread, whose own fault is one of many.
+fn who_is_waited_for_is_answered_whoever_else_waits(world: &World) {
+    const THREADS: u64 = 8;
+    if world.is_signals() {
+        // A dropped page is no fault there.
+        return;
+    }
+    let memory = world.memory(ByteSize::mib(2 * (THREADS + 1)), Pages::Base);
+    let away = memory.part(ByteSize::ZERO, ByteSize::mib(2 * THREADS));
+    let dropped = ByteSize::mib(2 * THREADS);
+    for seed in 1..60 {
+        memory.fill_part(away, seed);
+        world.out(away);
+        memory::advise(memory.part(dropped, pages(1)), libc::MADV_DONTNEED).unwrap();
+        world.process.settle_events();
+        world.device.waits.store(true, Ordering::Release);
+        let together = Barrier::new(9);
+        std::thread::scope(|scope| {
+            let (memory, together) = (&memory, &together);
+            for thread in 0..THREADS {
+                scope.spawn(move || {
+                    together.wait();
+                    let at = ByteSize::mib(2 * thread);
+                    memory.check_part(memory.part(at, pages(16)), seed);
+                });
+            }
+            let _engine = gpusvm_guarded::EngineThread::enter().unwrap();
+            together.wait();
+            assert_eq!(memory::load(memory.at(dropped)), 0);
+            world.device.waits.store(false, Ordering::Release);
+        });
+    }
+    assert_eq!(world.device.waited_in_vain.load(Ordering::Relaxed), 0);
+}
+
 /// How much of the processor this thread had.
 fn cpu_time() -> Duration {
     let mut time = libc::timespec {
@@ -102,6 +178,29 @@ fn a_fault_in_a_timeslice_sleeps(world: &World) {
         memory.check(1);
     });
     assert!(world.process.stats().delayed_faults >= 2);
+}
+
+/// The table of delays has one entry for a block. The page of that entry is dropped while it sleeps.
+fn who_sleeps_behind_another_of_its_block_is_woken_whatever_becomes_of_that(world: &World) {
+    if world.is_signals() {
+        // Nobody hears there of what is dropped.
+        return;
+    }
+    let memory = world.memory(BLOCK_SIZE, Pages::Base);
+    memory.fill(1);
+    let (first, second) = (pages(3), pages(400));
+    let expected = memory::load(memory.at(second));
+    world.out(memory.span());
+    let slice = Duration::from_millis(300);
+    world.device.set_timeslice(world.process.now(), slice);
+    let delayed = |count| world.process.stats().delayed_faults >= count;
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(memory::load(memory.at(first)), 0));
+        soon("the first sleeps", || delayed(1));
+        scope.spawn(|| assert_eq!(memory::load(memory.at(second)), expected));
+        soon("the second sleeps", || delayed(2));
+        memory::advise(memory.part(first, pages(1)), libc::MADV_DONTNEED).unwrap();
+    });
 }
 
 /// The table of delays has room for 256 blocks: the others fault again and again until the time.

@@ -73,7 +73,12 @@ impl<'b> SimInbound<'b> {
             this.leaving[span.index_of(page)] = Some(Leaving { from, to });
         }
         this.slot = Some(slot);
-        block.invalidate(span, Reason::Migrate(None));
+        // Not what lies between: a launch may need that where it is.
+        let leaving = &this.leaving;
+        let leave: Vec<Span> = runs(span, |i| leaving[i].is_some()).collect();
+        for run in leave {
+            block.invalidate(run, Reason::Migrate(None));
+        }
         Ok(this)
     }
 

@@ -219,8 +219,13 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         Ok(true) => {}
         Ok(false) => return Ok(Pass::Stale(StaleReason::Gone)),
         Err(FindError::Mm(MmError::Gone)) => return Err(FaultError::Closed { at: request.at }),
-        // Unmapped, or not mirrored any more, since the range was found.
-        Err(_) => return Ok(Pass::Stale(StaleReason::NotMirrored)),
+        // Unmapped, or not mirrored any more, since the range was found. Nobody else tells a range that
+        // was made at that very moment.
+        Err(_) => {
+            drop(serving);
+            vm.svm().range_remove(&range);
+            return Ok(Pass::Stale(StaleReason::NotMirrored));
+        }
     }
     let placed = if range.can_migrate() {
         place(vm, request, &range, (attempt, advice), &mut ctx)?

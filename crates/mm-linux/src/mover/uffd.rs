@@ -359,8 +359,17 @@ impl Mover for UffdMover {
     }
 
     fn release(&self, run: Span) {
-        // Fails when it was unmapped meanwhile: then nobody writes.
-        let _ = self.write_protect(run, false);
+        if self.write_protect(run, false).is_ok() {
+            return;
+        }
+        // Part of it was unmapped meanwhile, or is another mapping's. The others can be written, and
+        // who waits is woken, which the kernel does only where it refuses nothing.
+        for page in run.pages() {
+            let page = Span::page_of(page.start());
+            // Refused: it is not registered, so nobody keeps writers out.
+            let _ = self.program.write_protect(page, false, false);
+        }
+        self.wake(run);
     }
 
     fn put_back(&self, run: Span, slot: VirtAddr) -> Filled {

@@ -29,6 +29,9 @@ pub(crate) struct FakeDevice {
     pub(crate) panicking: AtomicBool,
     /// How long every copy takes at least.
     slow: AtomicU64,
+    /// Copies wait as long as it is set; how often one waited too long.
+    pub(crate) waits: AtomicBool,
+    pub(crate) waited_in_vain: AtomicU64,
 }
 
 struct States(Vec<AtomicU8>);
@@ -73,6 +76,8 @@ impl FakeDevice {
             fails: AtomicBool::new(false),
             panicking: AtomicBool::new(false),
             slow: AtomicU64::new(0),
+            waits: AtomicBool::new(false),
+            waited_in_vain: AtomicU64::new(0),
         })
     }
 
@@ -211,6 +216,14 @@ impl FakeDevice {
     }
 
     fn dawdle(&self) {
+        let until = std::time::Instant::now() + Duration::from_secs(5);
+        while self.waits.load(Ordering::Acquire) {
+            if std::time::Instant::now() > until {
+                self.waited_in_vain.fetch_add(1, Ordering::Relaxed);
+                self.waits.store(false, Ordering::Release);
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
         let slow = self.slow.load(Ordering::Acquire);
         if slow > 0 {
             std::thread::sleep(Duration::from_nanos(slow));
