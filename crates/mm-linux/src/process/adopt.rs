@@ -99,7 +99,7 @@ impl Process {
         let mapping = request.map().map_err(|_| no_memory)?;
         let span = mapping.span();
         // What was unmapped there before must be out of the table, heard of or not.
-        self.settle_events();
+        self.settle_ends(span);
         self.take_over(span)?;
         self.mirror(span).map_err(|error| match error {
             AdoptError::NoMemory { .. } => no_memory,
@@ -140,8 +140,8 @@ impl Process {
             return Err(AdoptError::NotOnThisRung);
         }
         let span = Span::inside(at, len).map_err(|_| AdoptError::Empty { at, len })?;
-        // What was unmapped there before must be out of the table.
-        self.settle_events();
+        // What was unmapped there before must be out of the table, whoever did it.
+        self.settle_ends(span);
         self.check_adoptable(span)?;
         self.take_over(span)?;
         self.mirror(span)?;
