@@ -129,6 +129,10 @@ impl Process {
     /// It can be other memory by now, since no event tells of memory that is unmapped while no device
     /// uses it.
     ///
+    /// `mremap` moves one mapping of the kernel at a time, and a block of 2 MiB that a device uses is one of
+    /// its own, because it is registered with userfaultfd: `mremap` of such a block together with others is
+    /// `EFAULT`, and changes nothing. [`Process::unadopt`] first, and adopt the new place.
+    ///
     /// # Errors
     ///
     /// See [`AdoptError`]: each names what is wrong with which part.
