@@ -16,13 +16,28 @@
 //! empty if it was kept, has no marks. What the program does to the new address before the event thread
 //! got there is queued, and marks the new words when they appear.
 //!
+//! # Order
+//!
+//! The messages of one thread come in the order of what it did; those of two threads do not. A place that
+//! one of them unmapped, or moved something away from, can be another's by the time that this is read:
+//! the unmap that is read then is not of what is there now. So a remap is done only when the place that it
+//! goes to is free: every end of what was there before has been read, and done ([`ends`]). An end that is
+//! read later than the arrival is queued before it. Who mirrors memory that may be at such a place waits
+//! likewise (`Process::settle_ends`).
+//!
+//! Not put in order are three threads that move things in a circle, each of which the other two overtake
+//! between the system call's work and its message.
+//!
 //! # Locking
 //!
 //! The queue's lock is held for a few instructions, for the marks of an event, and for the moment in
 //! which the new place of a remap appears in the region table: so every later event finds the new place
 //! there, or is found in the queue. The event thread takes one block at a time.
 
+mod ends; // which ends of mappings are to be read yet
 mod thread; // what the event thread does about them
+#[cfg(test)]
+mod tests; // messages, in the orders in which threads make them
 
 pub(crate) use thread::run;
 
@@ -31,6 +46,8 @@ use crate::process::Process;
 use crate::region::Region;
 use crate::stats::Counters;
 use crate::sys::uffd::Event;
+use core::time::Duration;
+use ends::Ends;
 use gpusvm_sync::{Arc, Condvar, Mutex, MutexGuard};
 use gpusvm_types::{ByteSize, Span, VirtAddr};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -40,13 +57,26 @@ use std::os::fd::{FromRawFd, OwnedFd};
 const JOBS: usize = 4096;
 /// How many of them only a remap may take, which a mark cannot replace.
 const KEPT_FOR_REMAPS: usize = 2048;
+/// How soon to ask again whether the kernel has more to say.
+const ASK_AGAIN: Duration = Duration::from_micros(200);
+/// How often, before a remap is done all the same: about a second.
+const ASKS: u32 = 5000;
 
 /// What the event thread has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Job {
-    Removed { span: Span },
-    Unmapped { span: Span },
-    Remapped { from: Span, to: VirtAddr },
+    Removed {
+        span: Span,
+    },
+    Unmapped {
+        span: Span,
+    },
+    Remapped {
+        from: Span,
+        to: VirtAddr,
+        /// In the order in which they were read.
+        number: u64,
+    },
     Sweep,
 }
 
@@ -63,6 +93,8 @@ struct Queue {
     jobs: [Option<Job>; JOBS],
     first: usize,
     len: usize,
+    /// What was not read yet.
+    ends: Ends,
     /// Removals or unmappings found no room: their marks are to be swept for.
     overflowed: bool,
     /// They are being swept for.
@@ -76,6 +108,7 @@ impl Events {
             jobs: [None; JOBS],
             first: 0,
             len: 0,
+            ends: Ends::new(),
             overflowed: false,
             sweeping: false,
             stopped: false,
@@ -101,13 +134,13 @@ impl Events {
                 let Ok(span) = Span::new(start, end) else {
                     return;
                 };
-                self.unmapped(process, Job::Unmapped { span }, span);
+                self.unmapped(process, span);
             }
             Event::Remap { from, to, len } => {
                 let Ok(from) = Span::from_len(from, len) else {
                     return;
                 };
-                self.unmapped(process, Job::Remapped { from, to }, from);
+                self.remapped(process, from, to);
             }
             Event::Fork { fd } => {
                 // Never asked for. A descriptor that came all the same is closed.
@@ -125,6 +158,11 @@ impl Events {
         process.regions.for_each_in(span, |region, inside| {
             known |= inside == span;
             for page in inside.pages() {
+                if queue.arrives(page.start()) {
+                    // What is still known there is not what the program dropped.
+                    known = false;
+                    continue;
+                }
                 if !region.block(page.start()).take_own_remove(page) {
                     region.word(page).drop_contents();
                     any = true;
@@ -140,27 +178,76 @@ impl Events {
         self.changed.notify_all();
     }
 
-    /// Marks what the program unmapped, or moved. Who sees the mark finds the reason; who takes the job
-    /// finds the mark.
-    fn unmapped(&self, process: &Process, job: Job, span: Span) {
-        let mark = |span| {
-            process.regions.for_each_in(span, |region, inside| {
-                for word in region.words_in(inside) {
-                    word.unmap();
+    /// Marks what the program unmapped. Who sees the mark finds the reason; who takes the job finds the
+    /// mark.
+    fn unmapped(&self, process: &Process, span: Span) {
+        let queue = self.unmap(self.queue.lock(), span);
+        mark(process, span);
+        drop(queue);
+        self.changed.notify_all();
+    }
+
+    /// Queues an unmap: what of it was owed, before the arrival that waits for it.
+    fn unmap<'a>(&'a self, mut queue: MutexGuard<'a, Queue>, span: Span) -> MutexGuard<'a, Queue> {
+        let Some((paid, number)) = queue.ends.pay(span) else {
+            let is_needed = queue.concerns(span);
+            return self.push(queue, Job::Unmapped { span }, is_needed);
+        };
+        queue = self.push_before(queue, Job::Unmapped { span: paid }, number);
+        for rest in span.without(paid).into_iter().flatten() {
+            queue = self.unmap(queue, rest);
+        }
+        queue
+    }
+
+    /// Marks what the program moved.
+    fn remapped(&self, process: &Process, from: Span, to: VirtAddr) {
+        let mut queue = self.queue.lock();
+        let there = Span::from_len(to, from.len()).ok();
+        if let Some(there) = there {
+            let number = queue.ends.last() + 1;
+            process.regions.for_each_in(there, |region, inside| {
+                for piece in inside.blocks().filter(|piece| region.will_end(*piece)) {
+                    queue.ends.owe(piece, number);
                 }
             });
-        };
-        let queue = self.queue.lock();
-        let is_needed = matches!(job, Job::Remapped { .. }) || queue.concerns(span);
-        let queue = self.push(queue, job, is_needed);
-        mark(span);
-        if let Job::Remapped { from, to } = job
-            && let Ok(there) = Span::from_len(to, from.len())
-        {
+        }
+        queue = self.remap(queue, from, to);
+        mark(process, from);
+        if let Some(there) = there {
             // What was mirrored there is no more, and nobody may have heard of it.
-            mark(there);
+            mark(process, there);
         }
         drop(queue);
+        self.changed.notify_all();
+    }
+
+    /// Queues a remap: before the arrival that came to where it is from, if that was read first.
+    fn remap<'a>(
+        &'a self,
+        mut queue: MutexGuard<'a, Queue>,
+        from: Span,
+        to: VirtAddr,
+    ) -> MutexGuard<'a, Queue> {
+        let number = queue.ends.number();
+        if let Some(there) = Span::from_len(to, from.len()).ok()
+            && let Some(there) = queue.stays_at(there)
+        {
+            queue.ends.owe(there, number);
+        }
+        let makes_room_for = queue.ends.depart(from, number);
+        let job = Job::Remapped { from, to, number };
+        self.push_before(queue, job, makes_room_for.unwrap_or(u64::MAX))
+    }
+
+    /// Whether an end of what was in `span` was not read yet.
+    pub(crate) fn is_owed(&self, span: Span) -> bool {
+        self.queue.lock().ends.is_owed(span)
+    }
+
+    /// All that the kernel had to say was read. Only for who keeps more from being read.
+    pub(crate) fn forgive(&self) {
+        self.queue.lock().ends.forgive();
         self.changed.notify_all();
     }
 
@@ -171,14 +258,7 @@ impl Events {
 
     /// Whether a remap was read whose new place this is, and is not known to the region table yet.
     pub(crate) fn is_arriving(&self, at: VirtAddr) -> bool {
-        let queue = self.queue.lock();
-        let arrives = |job| match job {
-            Job::Remapped { from, to } => {
-                Span::from_len(to, from.len()).is_ok_and(|there| there.contains(at))
-            }
-            _ => false,
-        };
-        queue.pending().any(arrives)
+        self.queue.lock().arrives(at)
     }
 
     /// Where a page is now that was remapped a moment ago, maybe more than once. `None` when it was not,
@@ -188,7 +268,7 @@ impl Events {
         let mut place = None;
         for job in queue.pending() {
             match (job, place) {
-                (Job::Remapped { from, to }, _) => {
+                (Job::Remapped { from, to, .. }, _) => {
                     let at = place.unwrap_or(page);
                     if from.covers(at) {
                         place = translate(at, from, to);
@@ -220,7 +300,7 @@ impl Events {
     /// Queues a job. One that is not needed may find no room: then its marks are swept for. For one
     /// that is, this waits for room.
     fn push<'a>(
-        &self,
+        &'a self,
         mut queue: MutexGuard<'a, Queue>,
         job: Job,
         is_needed: bool,
@@ -236,6 +316,35 @@ impl Events {
         let at = (queue.first + queue.len) % JOBS;
         queue.jobs[at] = Some(job);
         queue.len += 1;
+        queue
+    }
+
+    /// Queues a job that is needed before the first arrival from this one on at where the job is about;
+    /// behind all others if there is none.
+    fn push_before<'a>(
+        &'a self,
+        queue: MutexGuard<'a, Queue>,
+        job: Job,
+        number: u64,
+    ) -> MutexGuard<'a, Queue> {
+        let (Job::Unmapped { span } | Job::Removed { span } | Job::Remapped { from: span, .. }) =
+            job
+        else {
+            return queue;
+        };
+        let mut queue = self.push(queue, job, true);
+        let waits = |other: Job| match other {
+            Job::Remapped { number: at, .. } if at < number => false,
+            other => other != job && other.arrives_in(span).is_some(),
+        };
+        let waiting = queue.pending().position(waits);
+        if let Some(first) = waiting {
+            // From the end forward, to before the one that waits.
+            for i in (first + 1..queue.len).rev() {
+                let (one, other) = ((queue.first + i) % JOBS, (queue.first + i - 1) % JOBS);
+                queue.jobs.swap(one, other);
+            }
+        }
         queue
     }
 
@@ -280,12 +389,29 @@ impl Events {
         }
     }
 
-    /// The next job; it stays queued until `done`.
-    fn next(&self) -> Option<Job> {
+    /// The next job; it stays queued until `done`. Of one that has to wait, `ask` says whether the kernel
+    /// has told everything.
+    fn next(&self, mut ask: impl FnMut() -> bool) -> Option<Job> {
         let mut queue = self.queue.lock();
+        let mut asks = 0;
         loop {
-            if let Some(job) = queue.pending().next() {
-                return Some(job);
+            let next = queue.pending().next();
+            if let Some(job) = next {
+                if !queue.has_to_wait(job) {
+                    return Some(job);
+                }
+                asks += 1;
+                if asks > ASKS || queue.stopped {
+                    queue.ends.forgive();
+                    continue;
+                }
+                drop(queue);
+                let is_told = ask();
+                queue = self.queue.lock();
+                if !is_told && queue.has_to_wait(job) {
+                    (queue, _) = self.changed.wait_timeout(queue, ASK_AGAIN);
+                }
+                continue;
             }
             if core::mem::take(&mut queue.overflowed) {
                 queue.sweeping = true;
@@ -296,6 +422,11 @@ impl Events {
             }
             queue = self.changed.wait(queue);
         }
+    }
+
+    /// Whether an end is owed to anybody.
+    fn has_ends(&self) -> bool {
+        !self.queue.lock().ends.is_empty()
     }
 
     fn done(&self, job: Job) {
@@ -320,12 +451,38 @@ impl Queue {
     /// Whether a remap that is queued takes pages from `span`, or to it.
     fn concerns(&self, span: Span) -> bool {
         self.pending().any(|job| match job {
-            Job::Remapped { from, to } => {
-                let there = Span::from_len(to, from.len());
-                from.overlaps(span) || there.is_ok_and(|there| there.overlaps(span))
-            }
+            Job::Remapped { from, .. } => from.overlaps(span) || job.arrives_in(span).is_some(),
             _ => false,
         })
+    }
+
+    /// Whether a remap that is queued brings something to `at`.
+    fn arrives(&self, at: VirtAddr) -> bool {
+        let page = Span::page_of(at);
+        self.pending().any(|job| job.arrives_in(page).is_some())
+    }
+
+    /// What of `span` a queued remap brings something to that does not end in the queue.
+    fn stays_at(&self, span: Span) -> Option<Span> {
+        self.pending()
+            .fold(None, |there: Option<Span>, job| match job {
+                Job::Unmapped { span: gone } => there.filter(|there| !gone.overlaps(*there)),
+                Job::Remapped { from, .. } => {
+                    let left = there.filter(|there| !from.overlaps(*there));
+                    job.arrives_in(span).or(left)
+                }
+                Job::Removed { .. } | Job::Sweep => there,
+            })
+    }
+
+    /// Whether the place that a job brings something to is not free yet.
+    fn has_to_wait(&self, job: Job) -> bool {
+        match job {
+            Job::Remapped { from, to, number } => {
+                Span::from_len(to, from.len()).is_ok_and(|there| self.ends.holds(there, number))
+            }
+            _ => false,
+        }
     }
 
     fn pending(&self) -> impl Iterator<Item = Job> + '_ {
@@ -333,90 +490,29 @@ impl Queue {
     }
 }
 
+impl Job {
+    /// What of `span` it brings something to.
+    fn arrives_in(self, span: Span) -> Option<Span> {
+        match self {
+            Self::Remapped { from, to, .. } => {
+                Span::from_len(to, from.len()).ok()?.intersection(span)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Marks the words of what of `span` is mirrored as unmapped.
+fn mark(process: &Process, span: Span) {
+    process.regions.for_each_in(span, |region, inside| {
+        for word in region.words_in(inside) {
+            word.unmap();
+        }
+    });
+}
+
 /// Where `piece` of `from` is when `from` is at `to`.
 fn translate(piece: Span, from: Span, to: VirtAddr) -> Option<Span> {
     let offset: ByteSize = piece.start().offset_from(from.start());
     Span::from_len(to.checked_add(offset)?, piece.len()).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn jobs_come_out_in_order_and_pending_ones_are_seen() {
-        let events = Events::new();
-        let page = |p: u64| Span::page_of(VirtAddr::new(p << 12));
-        let from = page(1).union(page(4));
-        let push = |job| drop(events.push(events.queue.lock(), job, true));
-        push(Job::Unmapped { span: page(9) });
-        assert!(!events.is_remapping());
-        push(Job::Remapped {
-            from,
-            to: VirtAddr::new(0x10_0000),
-        });
-        assert!(events.is_remapping());
-        assert_eq!(
-            events.moved_to(page(3)).map(Span::start),
-            Some(VirtAddr::new(0x10_2000))
-        );
-        assert_eq!(events.moved_to(page(5)), None);
-        let first = Job::Unmapped { span: page(9) };
-        assert_eq!(events.next(), Some(first));
-        events.done(first);
-        let second = Job::Remapped {
-            from,
-            to: VirtAddr::new(0x10_0000),
-        };
-        assert_eq!(events.next(), Some(second));
-        events.done(second);
-        events.stop();
-        assert_eq!(events.next(), None);
-        events.sync();
-    }
-
-    /// Moved twice, then given up in part, then unmapped.
-    #[test]
-    fn a_page_is_followed_to_where_it_is_or_is_no_more() {
-        let events = Events::new();
-        let page = |p: u64| Span::page_of(VirtAddr::new(p << 12));
-        let pages = |first: u64, last| page(first).union(page(last));
-        let push = |job| drop(events.push(events.queue.lock(), job, true));
-        let to = |p: u64| VirtAddr::new(p << 12);
-        push(Job::Removed { span: page(1) });
-        push(Job::Remapped {
-            from: pages(1, 4),
-            to: to(11),
-        });
-        assert_eq!(events.moved_to(page(1)), Some(page(11)), "given up before");
-        push(Job::Remapped {
-            from: pages(12, 14),
-            to: to(22),
-        });
-        assert_eq!(events.moved_to(page(1)), Some(page(11)));
-        assert_eq!(events.moved_to(page(2)), Some(page(22)));
-        push(Job::Removed { span: page(23) });
-        push(Job::Unmapped { span: page(24) });
-        let found = [1, 2, 3, 4, 5].map(|p| events.moved_to(page(p)));
-        assert_eq!(found, [Some(page(11)), Some(page(22)), None, None, None]);
-    }
-
-    #[test]
-    fn a_full_queue_asks_for_a_sweep_and_still_takes_remaps() {
-        let events = Events::new();
-        let span = Span::page_of(VirtAddr::new(0x5000));
-        let push = |job, is_needed| drop(events.push(events.queue.lock(), job, is_needed));
-        (0..2 * JOBS).for_each(|_| push(Job::Removed { span }, false));
-        let to = VirtAddr::new(0x9000);
-        push(Job::Remapped { from: span, to }, true);
-        assert!(events.is_remapping());
-        let mut taken = 0;
-        while let Some(job) = events.next().filter(|job| *job != Job::Sweep) {
-            taken += 1;
-            events.done(job);
-        }
-        assert_eq!(taken, JOBS - KEPT_FOR_REMAPS + 1);
-        events.done(Job::Sweep);
-        events.sync();
-    }
 }

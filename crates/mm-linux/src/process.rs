@@ -6,6 +6,7 @@ use crate::events::Events;
 use crate::fork::{self, Gate};
 use crate::handler::Crew;
 use crate::mover::Mover;
+use crate::patience::Patience;
 use crate::region::Region;
 use crate::regions::{Part, Regions};
 use crate::source::FaultSource;
@@ -118,6 +119,28 @@ impl Process {
             self.source.fence();
             self.events.sync();
         }
+    }
+
+    /// As [`Process::settle_events`], of what any thread did before to what was in `span`: it can be the
+    /// address of something else by now, while that thread has yet to tell. For who begins to mirror it.
+    pub(crate) fn settle_ends(&self, span: Span) {
+        self.settle_events();
+        let mut patience = Patience::new();
+        while self.is_an_end_owed(span) && !self.forgive_ends() && patience.wait() {}
+        self.settle_events();
+    }
+
+    fn is_an_end_owed(&self, span: Span) -> bool {
+        let mut is_owed = self.events.is_owed(span);
+        self.regions.for_each_in(span, |region, inside| {
+            is_owed |= inside.blocks().any(|piece| region.will_end(piece));
+        });
+        is_owed
+    }
+
+    /// Ends that were not read yet never come if the kernel has told everything. Whether it has.
+    pub(crate) fn forgive_ends(&self) -> bool {
+        self.source.if_all_is_told(&mut || self.events.forgive())
     }
 
     /// Ends it: what is on a device comes home, handlers end, nothing is registered any more. All

@@ -151,6 +151,15 @@ impl Region {
         &self.blocks()[index]
     }
 
+    /// Whether the end of what is in `piece` of a block is to be read yet: messages tell of it, and none
+    /// has.
+    pub(crate) fn will_end(&self, piece: Span) -> bool {
+        let state = self.block(piece.start());
+        let is_told = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        (is_told(&state.registered) || is_told(&state.watched))
+            && self.words_in(piece).iter().any(|word| !word.get().unmapped)
+    }
+
     fn blocks(&self) -> &[BlockState] {
         let first = self.blocks.as_ptr().cast::<BlockState>();
         let count = self.blocks.span().len().as_usize() / size_of::<BlockState>();

@@ -96,6 +96,11 @@ impl<T: ?Sized> RwLock<T> {
         unless_busy(self.0.try_read()).unwrap_or_else(|| self.wait_to_read())
     }
 
+    /// Takes the lock to read, unless a writer holds it.
+    pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+        unless_busy(self.0.try_read())
+    }
+
     /// Waits until nobody holds the lock and takes it to write.
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         unless_busy(self.0.try_write()).unwrap_or_else(|| self.wait_to_write())

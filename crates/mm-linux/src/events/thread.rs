@@ -14,9 +14,12 @@ use gpusvm_types::{PageCount, Span, VirtAddr};
 
 /// The event thread.
 pub(crate) fn run(process: &Process) {
-    while let Some(job) = process.events.next() {
+    while let Some(job) = process.events.next(|| process.forgive_ends()) {
         handle(process, &job);
         process.events.done(job);
+        if process.events.has_ends() {
+            process.forgive_ends();
+        }
     }
 }
 
@@ -25,7 +28,7 @@ fn handle(process: &Process, job: &Job) {
     match *job {
         Job::Removed { span } => removed(process, span),
         Job::Unmapped { span } => unmapped(process, span),
-        Job::Remapped { from, to } => remapped(process, from, to),
+        Job::Remapped { from, to, .. } => remapped(process, from, to),
         Job::Sweep => sweep(process),
     }
 }

@@ -99,7 +99,7 @@ impl Process {
         let mapping = request.map().map_err(|_| no_memory)?;
         let span = mapping.span();
         // What was unmapped there before must be out of the table, heard of or not.
-        self.settle_events();
+        self.settle_ends(span);
         self.take_over(span)?;
         self.mirror(span).map_err(|error| match error {
             AdoptError::NoMemory { .. } => no_memory,
@@ -129,6 +129,10 @@ impl Process {
     /// It can be other memory by now, since no event tells of memory that is unmapped while no device
     /// uses it.
     ///
+    /// `mremap` moves one mapping of the kernel at a time, and a block of 2 MiB that a device uses is one of
+    /// its own, because it is registered with userfaultfd: `mremap` of such a block together with others is
+    /// `EFAULT`, and changes nothing. [`Process::unadopt`] first, and adopt the new place.
+    ///
     /// # Errors
     ///
     /// See [`AdoptError`]: each names what is wrong with which part.
@@ -140,8 +144,8 @@ impl Process {
             return Err(AdoptError::NotOnThisRung);
         }
         let span = Span::inside(at, len).map_err(|_| AdoptError::Empty { at, len })?;
-        // What was unmapped there before must be out of the table.
-        self.settle_events();
+        // What was unmapped there before must be out of the table, whoever did it.
+        self.settle_ends(span);
         self.check_adoptable(span)?;
         self.take_over(span)?;
         self.mirror(span)?;

@@ -38,6 +38,10 @@ pub(crate) trait FaultSource: Send + Sync + core::fmt::Debug {
         drop(self.hold());
     }
 
+    /// Whether every event of what happened to mappings before was read, and is applied; if so, calls
+    /// `act`, and none is read meanwhile. Never waits: `false` when that is not known.
+    fn if_all_is_told(&self, act: &mut dyn FnMut()) -> bool;
+
     /// Ends the wait of one that waits in `next`, or the next wait.
     fn rouse(&self);
 

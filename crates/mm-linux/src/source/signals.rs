@@ -118,6 +118,11 @@ impl FaultSource for SignalSource {
         Held(None)
     }
 
+    fn if_all_is_told(&self, act: &mut dyn FnMut()) -> bool {
+        act();
+        true
+    }
+
     fn rouse(&self) {
         ring();
     }

@@ -128,6 +128,20 @@ impl FaultSource for UffdSource {
         Held(Some(self.reading.read()))
     }
 
+    fn if_all_is_told(&self, act: &mut dyn FnMut()) -> bool {
+        let Some(_held) = self.reading.try_read() else {
+            return false;
+        };
+        let mut all = [Some(&self.uffd), self.watcher.as_ref()]
+            .into_iter()
+            .flatten();
+        let is_told = all.all(|uffd| uffd.has_told_all());
+        if is_told {
+            act();
+        }
+        is_told
+    }
+
     fn rouse(&self) {
         // Fails only when the counter is full, after 2^64 writes.
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());

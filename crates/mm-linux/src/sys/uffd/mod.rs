@@ -203,6 +203,18 @@ impl Uffd {
         Progress::new(arg.zeropage, result)
     }
 
+    /// Whether every event was read of what happened to mappings before: the kernel counts those that were
+    /// not, and says `EAGAIN` as long as there are any, before it looks at what it is asked for, which is
+    /// nothing.
+    pub(crate) fn has_told_all(&self) -> bool {
+        let mut arg = raw::uffdio_zeropage {
+            range: raw::uffdio_range { start: 0, len: 0 },
+            mode: 0,
+            zeropage: 0,
+        };
+        self.call(ioctls::ZEROPAGE, &mut arg) == Err(Errno::INVAL)
+    }
+
     /// Marks every page of `span` as broken: a touch is a SIGBUS instead of a wait.
     ///
     /// The errors in the result are those of [`Uffd::copy`].

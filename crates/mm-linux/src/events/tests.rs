@@ -1,0 +1,212 @@
+//! The queue, and messages in the orders in which threads make them.
+
+use super::*;
+
+/// Nobody asks.
+fn never() -> bool {
+    false
+}
+
+#[test]
+fn jobs_come_out_in_order_and_pending_ones_are_seen() {
+    let events = Events::new();
+    let page = |p: u64| Span::page_of(VirtAddr::new(p << 12));
+    let from = page(1).union(page(4));
+    let push = |job| drop(events.push(events.queue.lock(), job, true));
+    push(Job::Unmapped { span: page(9) });
+    assert!(!events.is_remapping());
+    push(Job::Remapped {
+        from,
+        to: VirtAddr::new(0x10_0000),
+        number: 0,
+    });
+    assert!(events.is_remapping());
+    assert_eq!(
+        events.moved_to(page(3)).map(Span::start),
+        Some(VirtAddr::new(0x10_2000))
+    );
+    assert_eq!(events.moved_to(page(5)), None);
+    let first = Job::Unmapped { span: page(9) };
+    assert_eq!(events.next(never), Some(first));
+    events.done(first);
+    let second = Job::Remapped {
+        from,
+        to: VirtAddr::new(0x10_0000),
+        number: 0,
+    };
+    assert_eq!(events.next(never), Some(second));
+    events.done(second);
+    events.stop();
+    assert_eq!(events.next(never), None);
+    events.sync();
+}
+
+/// Moved twice, then given up in part, then unmapped.
+#[test]
+fn a_page_is_followed_to_where_it_is_or_is_no_more() {
+    let events = Events::new();
+    let page = |p: u64| Span::page_of(VirtAddr::new(p << 12));
+    let pages = |first: u64, last| page(first).union(page(last));
+    let push = |job| drop(events.push(events.queue.lock(), job, true));
+    let to = |p: u64| VirtAddr::new(p << 12);
+    push(Job::Removed { span: page(1) });
+    push(Job::Remapped {
+        from: pages(1, 4),
+        to: to(11),
+        number: 0,
+    });
+    assert_eq!(events.moved_to(page(1)), Some(page(11)), "given up before");
+    push(Job::Remapped {
+        from: pages(12, 14),
+        to: to(22),
+        number: 0,
+    });
+    assert_eq!(events.moved_to(page(1)), Some(page(11)));
+    assert_eq!(events.moved_to(page(2)), Some(page(22)));
+    push(Job::Removed { span: page(23) });
+    push(Job::Unmapped { span: page(24) });
+    let found = [1, 2, 3, 4, 5].map(|p| events.moved_to(page(p)));
+    assert_eq!(found, [Some(page(11)), Some(page(22)), None, None, None]);
+}
+
+#[test]
+fn a_full_queue_asks_for_a_sweep_and_still_takes_remaps() {
+    let events = Events::new();
+    let span = Span::page_of(VirtAddr::new(0x5000));
+    let push = |job, is_needed| drop(events.push(events.queue.lock(), job, is_needed));
+    (0..2 * JOBS).for_each(|_| push(Job::Removed { span }, false));
+    let to = VirtAddr::new(0x9000);
+    push(
+        Job::Remapped {
+            from: span,
+            to,
+            number: 0,
+        },
+        true,
+    );
+    assert!(events.is_remapping());
+    let mut taken = 0;
+    while let Some(job) = events.next(never).filter(|job| *job != Job::Sweep) {
+        taken += 1;
+        events.done(job);
+    }
+    assert_eq!(taken, JOBS - KEPT_FOR_REMAPS + 1);
+    events.done(Job::Sweep);
+    events.sync();
+}
+
+fn pages(first: u64, end: u64) -> Span {
+    Span::new(VirtAddr::new(first << 12), VirtAddr::new(end << 12)).unwrap()
+}
+
+/// A remap, as it is read.
+fn remap(events: &Events, from: Span, to: Span) {
+    drop(events.remap(events.queue.lock(), from, to.start()));
+}
+
+/// An unmap, as it is read.
+fn unmap(events: &Events, span: Span) {
+    drop(events.unmap(events.queue.lock(), span));
+}
+
+/// What is done now, before more is read: the first page that goes, and the first to which it does.
+fn done(events: &Events) -> Vec<(u64, Option<u64>)> {
+    let page = |at: VirtAddr| at.get() >> 12;
+    let mut all = Vec::new();
+    loop {
+        let queue = events.queue.lock();
+        let first = queue.pending().next();
+        let Some(job) = first.filter(|job| !queue.has_to_wait(*job)) else {
+            return all;
+        };
+        drop(queue);
+        all.push(match job {
+            Job::Remapped { from, to, .. } => (page(from.start()), Some(page(to))),
+            Job::Unmapped { span } => (page(span.start()), None),
+            Job::Removed { .. } | Job::Sweep => panic!("nobody dropped anything"),
+        });
+        events.done(job);
+    }
+}
+
+const X: u64 = 0;
+const Y: u64 = 100;
+const Z: u64 = 200;
+
+/// One thread moves X to Y, another Z to X before the first has told that X is unmapped.
+#[test]
+fn an_unmap_that_is_read_late_is_not_of_what_came_since() {
+    let events = Events::new();
+    let [x, y, z] = [X, Y, Z].map(|first| pages(first, first + 8));
+    remap(&events, x, y);
+    remap(&events, z, x);
+    assert_eq!(done(&events), [(X, Some(Y))], "the place is not free");
+    unmap(&events, z);
+    assert_eq!(done(&events), []);
+    unmap(&events, x);
+    assert_eq!(done(&events), [(X, None), (Z, Some(X)), (Z, None)]);
+    // The next is of what came.
+    unmap(&events, x);
+    assert_eq!(done(&events), [(X, None)]);
+    assert!(!events.has_ends());
+}
+
+/// As before, and the other thread tells everything before the first says a word.
+#[test]
+fn a_remap_that_is_read_late_is_done_before_the_arrival_that_it_made_room_for() {
+    let events = Events::new();
+    let [x, y, z] = [X, Y, Z].map(|first| pages(first, first + 8));
+    {
+        // X is mirrored, and messages tell of its end.
+        let mut queue = events.queue.lock();
+        let number = queue.ends.last() + 1;
+        queue.ends.owe(x, number);
+    }
+    remap(&events, z, x);
+    unmap(&events, z);
+    assert_eq!(done(&events), []);
+    remap(&events, x, y);
+    assert_eq!(done(&events), [(X, Some(Y))]);
+    unmap(&events, x);
+    assert_eq!(done(&events), [(X, None), (Z, Some(X)), (Z, None)]);
+    assert!(!events.has_ends());
+}
+
+/// Three generations at one place, and unmaps of parts of it.
+#[test]
+fn ends_are_those_of_the_oldest_first() {
+    let events = Events::new();
+    let [x, y, z, w] = [X, Y, Z, 300].map(|first| pages(first, first + 8));
+    remap(&events, x, y);
+    remap(&events, z, x);
+    remap(&events, w, x);
+    unmap(&events, pages(X, X + 4));
+    assert_eq!(done(&events), [(X, Some(Y)), (X, None)]);
+    unmap(&events, pages(X + 4, X + 8));
+    assert_eq!(done(&events), [(X + 4, None), (Z, Some(X))]);
+    unmap(&events, z);
+    unmap(&events, x);
+    assert_eq!(done(&events), [(X, None), (300, Some(X)), (Z, None)]);
+    unmap(&events, w);
+    assert_eq!(done(&events), [(300, None)]);
+}
+
+/// `MREMAP_DONTUNMAP`: nothing is owed, and the kernel says so.
+#[test]
+fn what_never_ends_holds_nothing_up_once_all_is_told() {
+    let events = Events::new();
+    let [x, y, z] = [X, Y, Z].map(|first| pages(first, first + 8));
+    remap(&events, x, y);
+    remap(&events, z, x);
+    assert_eq!(done(&events), [(X, Some(Y))]);
+    let mut asked = 0;
+    let next = events.next(|| {
+        asked += 1;
+        if asked == 3 {
+            events.forgive();
+        }
+        asked == 3
+    });
+    assert_eq!((asked, next.is_some()), (3, true));
+    assert_eq!(done(&events), [(Z, Some(X))]);
+}
