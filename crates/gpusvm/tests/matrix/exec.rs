@@ -16,7 +16,7 @@ use crate::objects::{self, Bound};
 use crate::record::{self, Fence, PLACES, Record, Write};
 use crate::sections::{Flags, Section};
 use gpusvm::{ByteSize, Launch};
-use std::sync::Barrier;
+use std::sync::{Barrier, PoisonError, RwLock, RwLockReadGuard};
 
 /// What to execute.
 #[derive(Clone, Copy, Debug)]
@@ -70,13 +70,15 @@ impl Plan {
         if one { 1 } else { self.queues.min(self.execs) }
     }
 
-    /// How much device memory so many engines need: objects are never evicted.
+    /// How much device memory so many engines need: objects are never evicted, and what is fetched is to
+    /// find room, with all buffers that are kept.
     pub(crate) fn vram(&self, engines: usize) -> ByteSize {
-        let objects = match self.flags.has(Flags::BO_MAP) {
-            true => engines * (self.execs / 2 + 1) * self.len(),
+        let is_kept = self.flags.has(Flags::NEW) && self.flags.any(Flags::BO_MAP | Flags::PREFETCH);
+        let kept = match is_kept {
+            true => engines * (self.execs + 1) * self.len(),
             false => 0,
         };
-        ByteSize::mib(32) + ByteSize::from_usize(objects)
+        ByteSize::mib(32) + ByteSize::from_usize(kept)
     }
 
     /// Whether the number of faults of the device must not grow after a prefetch: nobody takes pages
@@ -116,6 +118,7 @@ impl Seat<'_> {
 
 /// Executes it all, and checks it all.
 pub(crate) fn run(engine: Engine<'_>, plan: &Plan, seat: Seat<'_>) {
+    let _no_fork = plan.counts_faults().then(no_fork);
     let mut test = Test::begin(engine, *plan, seat);
     let all: Vec<usize> = (0..plan.execs).collect();
     for wave in all.chunks(plan.wave()) {
@@ -369,12 +372,21 @@ impl<'a> Test<'a> {
     }
 }
 
+/// A fork brings home what other tests of this process have on devices.
+static FORKS: RwLock<()> = RwLock::new(());
+
+/// No test forks as long as this is held: so nothing takes pages from devices but who uses them.
+pub(crate) fn no_fork() -> RwLockReadGuard<'static, ()> {
+    FORKS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A child of fork.
 pub(crate) struct Child(libc::pid_t);
 
 impl Child {
     /// Which looks at memory, and ends.
     pub(crate) fn fork(check: impl FnOnce() -> bool) -> Self {
+        let _counted = FORKS.write().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the child loads words from memory, and ends.
         match unsafe { libc::fork() } {
             0 => {

@@ -169,8 +169,14 @@ fn skips_itself(family: &Family, flags: Flags) -> Option<Status> {
     Some(Status::SkipsItself(reason))
 }
 
-/// What is known to fail: with memory that can migrate, and moves.
+/// What is known to fail: with memory that can migrate, and moves, or is advised.
 fn fails(family: &Family, flags: Flags) -> Option<Status> {
+    let small = family.size.is_none() && family.execs > 2;
+    if flags.has(Flags::NEW | Flags::FREE | Flags::MADVISE) && !flags.has(Flags::MMAP) && small {
+        return Some(Status::Fails(
+            "advised memory stays registered when its adoption ends",
+        ));
+    }
     if !flags.has(Flags::REMAP) || flags.has(Flags::SHARED) {
         return None;
     }
@@ -182,6 +188,9 @@ fn fails(family: &Family, flags: Flags) -> Option<Status> {
         ));
     }
     let threads = matches!(family.who, Who::Threads | Who::SharedVm);
+    if flags.has(Flags::MADVISE) && family.execs > 2 && !threads {
+        return Some(Status::Fails("mremap of advised memory is EFAULT"));
+    }
     // The kernel tells that the old place was unmapped after the move: by then it can be the place of
     // another thread's memory, of which the event is taken to be.
     threads.then_some(Status::Fails(

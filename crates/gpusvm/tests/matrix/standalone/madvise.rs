@@ -10,6 +10,7 @@ use super::words::{self, WORDS_OF_PAGE, Words};
 use crate::Skip;
 use crate::buffer::Buffer;
 use crate::engine::{Engine, Machine};
+use crate::exec;
 use crate::objects::Bound;
 use crate::sections::Flags;
 use gpusvm::{Advice, Atomics, ByteSize, Error, FaultError, LaneError, LaunchError, Preferred};
@@ -50,6 +51,7 @@ pub(super) fn tests() -> Vec<Test> {
     let test = |(name, case): &(&str, Case)| {
         let case = *case;
         Test::quick(format!("madvise-{name}"), move || {
+            let _no_fork = exec::no_fork();
             let machine = Machine::new(1)?;
             let refused = case(&machine);
             machine.finish(refused);
@@ -257,6 +259,7 @@ fn same_advice(machine: &Machine) -> u64 {
 /// The device copies memory that moves to memory that does not, and that to an object of its own.
 pub(super) fn copy() -> Result<(), Skip> {
     const LEN: usize = 2 * MIB;
+    let _no_fork = exec::no_fork();
     for advice in [ON_DEVICE, IN_RAM] {
         let machine = Machine::new(1)?;
         let (svm, engine) = (machine.svm(), machine.engine(0));

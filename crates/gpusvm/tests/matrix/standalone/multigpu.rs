@@ -15,6 +15,7 @@ use super::Test;
 use super::words::{self, Words};
 use crate::Skip;
 use crate::engine::{Engine, Machine, Spec};
+use crate::exec;
 use gpusvm::{ByteSize, Grid, Preferred};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -68,6 +69,7 @@ pub(super) fn tests() -> Vec<Test> {
 }
 
 fn pairs(case: Case, before: Before) -> Result<(), Skip> {
+    let _no_fork = exec::no_fork();
     for fabric in [true, false] {
         for (first, second) in [(0, 1), (1, 0)] {
             let machine = Machine::with(Spec {

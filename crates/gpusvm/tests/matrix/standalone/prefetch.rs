@@ -4,6 +4,7 @@ use super::Test;
 use super::words::{self, Words};
 use crate::Skip;
 use crate::engine::{Machine, Spec};
+use crate::exec;
 use gpusvm::ByteSize;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ pub(super) fn benchmarks() -> Vec<Test> {
 
 /// There, and home again: how fast it goes there, or both ways. What the device wrote is not lost.
 fn benchmark(both: bool) -> Result<(), Skip> {
+    let _no_fork = exec::no_fork();
     let machine = Machine::with(Spec {
         vram: ByteSize::from_usize(2 * LEN),
         ..Spec::default()
@@ -57,6 +59,7 @@ fn benchmark(both: bool) -> Result<(), Skip> {
 /// Where nothing is mapped, a prefetch is counted, and is no error. Of memory nothing is counted, and the
 /// device does not fault there.
 pub(super) fn fault() -> Result<(), Skip> {
+    let _no_fork = exec::no_fork();
     let machine = Machine::new(1)?;
     let engine = machine.engine(0);
     let memory = Words::page(&machine);
