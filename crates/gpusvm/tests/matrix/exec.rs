@@ -202,7 +202,8 @@ impl<'a> Test<'a> {
         if self.has(Flags::MADVISE) {
             let (at, len) = (self.buffer.at(), self.buffer.len());
             let advised = self.engine.prefer(at, len, i % 2 == 1);
-            assert_eq!(advised.is_ok(), self.buffer.is_shared());
+            // An adoption whose mapping went unheard can still be where a shared mapping is now.
+            assert!(advised.is_ok() || !self.buffer.is_shared());
         }
         self.write(i);
         let fence = self.fence(i);
