@@ -1,12 +1,12 @@
 //! A device address space of one's own.
 
-use crate::driver::{BindError, Vm, VmStats};
+use crate::driver::{BindError, Location, Vm, VmStats};
 use crate::node::Node;
-use crate::{Error, Launch, Object, Resident};
+use crate::{Error, Launch, Object, Prefetch, Resident};
 use gpusvm_mm_linux::Process;
 use gpusvm_softgpu::{Grid, Lane, LaneError};
 use gpusvm_sync::Arc;
-use gpusvm_types::{ByteSize, Span};
+use gpusvm_types::{ByteSize, Span, VirtAddr};
 
 /// One address space of a device, which mirrors the process.
 ///
@@ -108,6 +108,31 @@ impl DeviceVm {
         let launch = unsafe { self.node.gpu.launch(self.vm.id(), grid, kernel) }?;
         launch.on_done(move || drop((lease, running)));
         Ok(Launch::new(launch))
+    }
+
+    /// Brings the memory that holds `len` bytes at `pointer` to the device, and maps it in this address
+    /// space: as [`Svm::prefetch`](crate::Svm::prefetch).
+    ///
+    /// # Errors
+    ///
+    /// `ZeroSized`, `Unbound` when the device was taken out of use. What cannot be done,
+    /// [`Prefetch::wait`] tells.
+    pub fn prefetch<T>(&self, pointer: *const T, len: ByteSize) -> Result<Prefetch, Error> {
+        self.prefetch_to(pointer, len, Location::Device)
+    }
+
+    pub(crate) fn prefetch_to<T>(
+        &self,
+        pointer: *const T,
+        len: ByteSize,
+        to: Location,
+    ) -> Result<Prefetch, Error> {
+        let device = self.node.number;
+        if to != Location::Ram && !self.node.region.pagemap().is_bound() {
+            return Err(Error::Unbound { device });
+        }
+        let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
+        Ok(Prefetch::new(self.vm.prefetch(&[span], to)))
     }
 
     /// Binds what of `object` begins at `offset`, a multiple of the page size, at `span`: the device sees

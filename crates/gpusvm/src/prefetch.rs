@@ -3,7 +3,7 @@
 use crate::driver::{self, FaultReport, Location, PrefetchError, Prefetched};
 use crate::{Error, Svm};
 use gpusvm_mm_linux::Process;
-use gpusvm_types::{ByteSize, Span, VirtAddr};
+use gpusvm_types::ByteSize;
 
 /// A prefetch on its way. Dropping it leaves it on its way.
 #[derive(Debug)]
@@ -85,12 +85,7 @@ impl Svm {
         len: ByteSize,
         to: Location,
     ) -> Result<Prefetch, Error> {
-        let node = self.node(device)?;
-        if to != Location::Ram && !node.region.pagemap().is_bound() {
-            return Err(Error::Unbound { device });
-        }
-        let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
-        Ok(Prefetch(node.vm.prefetch(&[span], to)))
+        self.vm(device)?.prefetch_to(pointer, len, to)
     }
 
     /// The last fault of a device, and what became of it; `None` before the first.
@@ -104,6 +99,10 @@ impl Svm {
 }
 
 impl Prefetch {
+    pub(crate) const fn new(prefetch: driver::Prefetch<Process>) -> Self {
+        Self(prefetch)
+    }
+
     /// Waits until it is done, doing what of it has not begun.
     ///
     /// # Errors

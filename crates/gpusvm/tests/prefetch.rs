@@ -13,7 +13,7 @@ use common::{InPlace, Map, Stay, World, is_so_within, wait_until, within, world,
 use gpusvm::driver::{
     Location, MAX_PREFETCHES, PREFETCHERS, PrefetchError, PrefetchReason, Prefetched, worker,
 };
-use gpusvm::{ByteSize, Error, FaultError, SoftGpu, Span, Svm, VirtAddr};
+use gpusvm::{ByteSize, Error, FaultError, Grid, SoftGpu, Span, Svm, VirtAddr};
 use gpusvm_mm_linux::Allocation;
 use gpusvm_pagemap::MigrateError;
 use gpusvm_types::{BLOCK_SIZE, PageCount};
@@ -247,6 +247,37 @@ fn a_prefetch_that_is_dropped_goes_on() {
         svm.unbind(0).unwrap();
         assert!(matches!(
             svm.prefetch_advised(0, memory.as_ptr(), len),
+            Err(Error::Unbound { device: 0 })
+        ));
+    });
+}
+
+/// Each address space of a device has mappings of its own.
+#[test]
+fn a_prefetch_maps_in_the_address_space_that_asked() {
+    within(LONG, || {
+        let gpu = SoftGpu::with_vram(ByteSize::mib(16)).unwrap();
+        let svm = Svm::builder().device(gpu).build().unwrap();
+        let mut memory = svm.alloc_slice::<u64>(BLOCK / 8).unwrap();
+        memory.fill(5);
+        let (mine, at) = (svm.create_vm(0).unwrap(), memory.device_ptr());
+        let len = ByteSize::from_usize(BLOCK);
+        let done = mine.prefetch(memory.as_ptr(), len).unwrap().wait();
+        assert_eq!(done.unwrap().moved, 1);
+        let faults = [&mine, svm.vm(0).unwrap()].map(|vm| {
+            // SAFETY: nobody else uses the memory until the launch has ended.
+            let launch = unsafe { vm.launch(Grid::new(1), move |lane| lane.store(at, 6)) };
+            launch.unwrap().wait().unwrap();
+            vm.stats().faults
+        });
+        assert_eq!(faults, [0, 1]);
+        assert!(matches!(
+            mine.prefetch(memory.as_ptr(), ByteSize::ZERO),
+            Err(Error::ZeroSized)
+        ));
+        svm.unbind(0).unwrap();
+        assert!(matches!(
+            mine.prefetch(memory.as_ptr(), len),
             Err(Error::Unbound { device: 0 })
         ));
     });

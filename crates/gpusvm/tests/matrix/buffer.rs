@@ -10,7 +10,7 @@
 
 use crate::record::{self, Record};
 use crate::sections::Flags;
-use gpusvm::{Adopted, ByteSize, Svm};
+use gpusvm::{Adopted, ByteSize, Span, Svm, VirtAddr};
 use std::alloc::Layout;
 use std::fs::File;
 use std::io::Error;
@@ -94,7 +94,7 @@ impl Buffer {
             None => sys::map(place.at, len, how | libc::MAP_ANONYMOUS, -1),
         };
         place.give_up();
-        let in_place = flags.any(Flags::SHARED | Flags::HUGE | Flags::FILE);
+        let in_place = flags.any(Flags::SHARED | Flags::HUGE | Flags::FILE | Flags::BO_MAP);
         let buffer = Self {
             at,
             len,
@@ -103,6 +103,12 @@ impl Buffer {
             adopted: (!in_place).then(|| adopt(svm, at, len)),
         };
         buffer.filled(flags)
+    }
+
+    /// Memory of the program that no device may move, private and empty.
+    pub(crate) fn unshared(svm: &Svm, len: usize) -> Self {
+        let flags = Flags::MMAP | Flags::BO_MAP | Flags::NO_MEMSET;
+        Self::map(svm, len, flags)
     }
 
     /// Part of another buffer, which outlives it.
@@ -114,6 +120,14 @@ impl Buffer {
             fill: None,
             adopted: None,
         }
+    }
+
+    /// As `borrowed`, of so many bytes, in which nobody is to write.
+    pub(crate) fn borrowed_part(whole: &Self, offset: usize, len: usize) -> Self {
+        assert!(offset + len <= whole.len);
+        let mut part = Self::borrowed(whole, offset);
+        (part.len, part.fill) = (len, whole.fill);
+        part
     }
 
     fn filled(mut self, flags: Flags) -> Self {
@@ -131,6 +145,29 @@ impl Buffer {
 
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Whether a device may move it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.adopted.is_some()
+    }
+
+    pub(crate) fn span(&self) -> Span {
+        let len = ByteSize::from_usize(self.len);
+        Span::covering(VirtAddr::from(self.at.cast_const()), len).expect("a buffer has bytes")
+    }
+
+    /// What is in it. No device uses it meanwhile.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: our own memory, and nobody writes there.
+        unsafe { std::slice::from_raw_parts(self.at, self.len) }
+    }
+
+    /// Has it hold `bytes`. No device uses it meanwhile.
+    pub(crate) fn set(&self, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.len);
+        // SAFETY: our own memory, and nobody else uses it.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at, self.len) };
     }
 
     /// Record number `index`.

@@ -1,33 +1,33 @@
 //! The engine that is tested: a machine of software GPUs, and the address spaces on them.
 //!
 //! ```text
-//!   Machine ---- Svm ---- device 0, device 1, ...   one for each address space that a test needs
+//!   Machine ---- Svm ---- device 0, device 1, ...
 //!      |
-//!      `-- Engine(n): executes lists of commands in address space n
+//!      `-- Engine(n): executes lists of commands in device address space n, on device n mod devices
 //! ```
 
 use crate::Skip;
+use crate::buffer::Buffer;
 use crate::record::{self, Fence, Record};
-use gpusvm::{ByteSize, Fabric, FaultInfo, Grid, Launch, MigrateOnTouch, Plan, Policy, Resident};
-use gpusvm::{SoftGpu, Stats, Svm};
-use gpusvm_device::Access;
+use gpusvm::{
+    Access, Advice, AdviseError, Attributes, ByteSize, DeviceVm, Error, Fabric, FaultInfo,
+};
+use gpusvm::{
+    Grid, Launch, MigrateOnTouch, Plan, Policy, Preferred, Prefetched, SoftGpu, Span, Stats,
+};
+use gpusvm::{Svm, VmStats, driver::BindError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How many engines work at once in families of threads and processes.
 pub(crate) const ENGINES: usize = 3;
-/// Whether memory can be fetched before the device touches it.
-pub(crate) const CAN_PREFETCH: bool = false;
-/// Whether the program can say where memory shall live.
-pub(crate) const CAN_ADVISE: bool = false;
-/// Whether mirrors and device objects can be bound and unbound.
-pub(crate) const CAN_BIND: bool = false;
 /// How long a thing may take before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The devices of a test.
 #[derive(Debug)]
 pub(crate) struct Machine {
+    vms: Vec<DeviceVm>,
     svm: Svm,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Engine<'m> {
     vm: usize,
 }
 
-/// Pages move on every touch and stay for no time at all, but for atomics; a fault that got nowhere
+/// Pages move on every touch, unless something is advised, and stay for no time at all, but for atomics; a fault that got nowhere
 /// makes them stay a while.
 #[derive(Debug)]
 struct AsXe;
@@ -51,17 +51,24 @@ impl Policy for AsXe {
             0 => Duration::ZERO,
             attempt => Duration::from_micros(50 << attempt.min(6)),
         };
+        let plan = MigrateOnTouch::default().on_device_fault(fault);
         Plan {
-            migrate: true,
+            migrate: plan.migrate || fault.advice == Attributes::NONE,
             timeslice,
-            ..MigrateOnTouch::default().on_device_fault(fault)
+            ..plan
         }
     }
 }
 
+/// Memory that no device may move takes no advice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotShared;
+
 /// What the devices of a machine are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spec {
+    pub(crate) devices: usize,
+    /// Device address spaces, on one device after the other.
     pub(crate) vms: usize,
     pub(crate) vram: ByteSize,
     pub(crate) fabric: bool,
@@ -70,6 +77,7 @@ pub(crate) struct Spec {
 impl Default for Spec {
     fn default() -> Self {
         Self {
+            devices: 1,
             vms: 1,
             vram: ByteSize::mib(32),
             fabric: false,
@@ -88,7 +96,7 @@ impl Machine {
 
     pub(crate) fn with(spec: Spec) -> Result<Self, Skip> {
         let mut builder = Svm::builder().policy(Arc::new(AsXe));
-        for _ in 0..spec.vms {
+        for _ in 0..spec.devices {
             let gpu = SoftGpu::builder().vram(spec.vram).units(2);
             let gpu = if spec.fabric {
                 gpu.fabric(Fabric(7))
@@ -99,7 +107,12 @@ impl Machine {
         }
         let svm = builder.build().expect("an engine");
         if svm.rung().number() < 4 {
-            return Ok(Self { svm });
+            let vm = |number| {
+                svm.create_vm(number % spec.devices)
+                    .expect("an address space")
+            };
+            let vms = (0..spec.vms).map(vm).collect();
+            return Ok(Self { vms, svm });
         }
         let reason = "without userfaultfd only memory of the library can be shared";
         let required = std::env::var_os(gpusvm_testkit::require::REQUIRE);
@@ -120,6 +133,14 @@ impl Machine {
         self.svm.stats()
     }
 
+    /// Brings memory home.
+    pub(crate) fn home(&self, buffer: &Buffer) -> Prefetched {
+        let len = ByteSize::from_usize(buffer.len());
+        let prefetch = self.svm.prefetch_to_ram(buffer.at().cast_const(), len);
+        let done = prefetch.expect("a prefetch").wait();
+        done.expect("memory can always come home")
+    }
+
     /// Ends it, when everything that was shared is gone: nothing is left on the devices, and no fault
     /// failed, but for `failed` of them.
     pub(crate) fn finish(self, failed: u64) {
@@ -129,6 +150,7 @@ impl Machine {
             assert!(since.elapsed() < PATIENCE, "device memory leaks: {stats:?}");
             std::thread::sleep(Duration::from_millis(1));
         }
+        drop(self.vms);
         let stats = self.svm.shutdown().expect("the end of the engine");
         let left = (
             stats.vram_used_bytes,
@@ -158,12 +180,18 @@ impl<'m> Engine<'m> {
         F: Fn(&mut gpusvm::Lane<'_>) -> Result<(), gpusvm::LaneError> + Send + Sync + 'static,
     {
         // SAFETY: the tests touch what kernels touch by atomics, or when the launch has ended.
-        let launch = unsafe {
-            self.machine
-                .svm
-                .launch_resident(self.vm, grid, Resident::new(), kernel)
-        };
+        let launch = unsafe { self.vm().launch(grid, kernel) };
         launch.expect("a launch")
+    }
+
+    /// Its device address space.
+    pub(crate) fn vm(self) -> &'m DeviceVm {
+        &self.machine.vms[self.vm]
+    }
+
+    /// What its address space did so far.
+    pub(crate) fn stats(self) -> VmStats {
+        self.vm().stats()
     }
 
     /// Waits for an exec: for its fence in memory, and for the launch.
@@ -180,22 +208,73 @@ impl<'m> Engine<'m> {
     }
 
     /// Says where memory shall live.
-    pub(crate) fn prefer(self, _at: *mut u8, _len: usize, _device: bool) {
-        unreachable!("sections with advice are pending");
+    pub(crate) fn prefer(self, at: *mut u8, len: usize, device: bool) -> Result<(), NotShared> {
+        let preferred = match device {
+            true => Preferred::Device(self.vm().device()),
+            false => Preferred::Ram,
+        };
+        self.advise(at, len, Advice::PreferredLocation(preferred))
+    }
+
+    /// Says something of memory.
+    pub(crate) fn advise(self, at: *mut u8, len: usize, advice: Advice) -> Result<(), NotShared> {
+        let len = ByteSize::from_usize(len);
+        match self.machine.svm.advise(at.cast_const(), len, advice) {
+            Ok(()) => Ok(()),
+            Err(Error::Advise(AdviseError::NotMirrored { .. })) => Err(NotShared),
+            Err(error) => panic!("advice of {len} at {at:?}: {error}"),
+        }
     }
 
     /// Brings memory to the device.
-    pub(crate) fn prefetch(self, _at: *mut u8, _len: usize) {
-        unreachable!("sections that prefetch are pending");
+    pub(crate) fn prefetch(self, at: *mut u8, len: usize) -> Prefetched {
+        let len = ByteSize::from_usize(len);
+        let prefetch = self.vm().prefetch(at.cast_const(), len);
+        let prefetch = prefetch.expect("a prefetch");
+        let done = prefetch.wait();
+        done.unwrap_or_else(|error| panic!("{error}: {:?}", prefetch.progress()))
+    }
+
+    /// Brings memory to the device from another one, which keeps it for its timeslice.
+    pub(crate) fn prefetch_from_peer(self, at: *mut u8, len: usize) -> Prefetched {
+        let since = Instant::now();
+        loop {
+            let len = ByteSize::from_usize(len);
+            let prefetch = self.vm().prefetch(at.cast_const(), len);
+            match prefetch.expect("a prefetch").wait() {
+                Ok(done) => return done,
+                Err(error) => assert!(since.elapsed() < PATIENCE, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// That the mirror cannot be unbound now.
     pub(crate) fn expect_busy(self) {
-        unreachable!("sections that unbind are pending");
+        let unbound = self.unbind(Span::EVERYWHERE);
+        assert!(!unbound, "ranges were in use: {:?}", self.stats());
     }
 
-    /// Binds a device object over memory, and the mirror again.
-    pub(crate) fn bind_and_unbind(self, _at: *mut u8, _len: usize) {
-        unreachable!("sections that bind are pending");
+    /// Unbinds the mirror of some memory, as soon as nothing of it is in use, and binds it again.
+    pub(crate) fn unbind_at_last(self, span: Span) {
+        let since = Instant::now();
+        while !self.unbind(span) {
+            let stats = self.stats();
+            assert!(since.elapsed() < PATIENCE, "busy for ever: {stats:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.vm().bind_mirror(span).expect("an open address space");
+    }
+
+    /// Unbinds the mirror, unless it is in use.
+    fn unbind(self, span: Span) -> bool {
+        match self.vm().unbind(span) {
+            Ok(()) => true,
+            Err(Error::Bind {
+                error: BindError::Busy { .. },
+                ..
+            }) => false,
+            Err(error) => panic!("{error}"),
+        }
     }
 }

@@ -12,10 +12,11 @@
 use crate::buffer::{Buffer, Reservation, SharedPage};
 use crate::engine::Engine;
 use crate::names::Family;
+use crate::objects::{self, Bound};
 use crate::record::{self, Fence, PLACES, Record, Write};
 use crate::sections::{Flags, Section};
-use gpusvm::Launch;
-use std::sync::Barrier;
+use gpusvm::{ByteSize, Launch};
+use std::sync::{Barrier, PoisonError, RwLock, RwLockReadGuard};
 
 /// What to execute.
 #[derive(Clone, Copy, Debug)]
@@ -69,10 +70,31 @@ impl Plan {
         if one { 1 } else { self.queues.min(self.execs) }
     }
 
+    /// How much device memory so many engines need: objects are never evicted, and what is fetched is to
+    /// find room, with all buffers that are kept.
+    pub(crate) fn vram(&self, engines: usize) -> ByteSize {
+        let is_kept = self.flags.has(Flags::NEW) && self.flags.any(Flags::BO_MAP | Flags::PREFETCH);
+        let kept = match is_kept {
+            true => engines * (self.execs + 1) * self.len(),
+            false => 0,
+        };
+        ByteSize::mib(32) + ByteSize::from_usize(kept)
+    }
+
+    /// Whether the number of faults of the device must not grow after a prefetch: nobody takes pages
+    /// away again, as the CPU does that polls its fence there, or writes the next commands there while
+    /// others are on their way.
+    fn counts_faults(&self) -> bool {
+        self.flags.has(Flags::PREFETCH) && !self.flags.has(Flags::RACE) && self.wave() == 1
+    }
+
     /// Whether the buffer can move to the device.
     pub(crate) fn migrates(&self) -> bool {
         let in_place = Flags::SHARED | Flags::FILE | Flags::HUGE;
-        !self.flags.any(in_place)
+        // The first exec prefers RAM, and on the way of mappings later buffers are shared ones.
+        let only_first = self.execs == 1 || self.flags.has(Flags::MMAP | Flags::NEW);
+        let stays = self.flags.has(Flags::MADVISE) && only_first;
+        !self.flags.any(in_place) && !stays
     }
 }
 
@@ -96,6 +118,7 @@ impl Seat<'_> {
 
 /// Executes it all, and checks it all.
 pub(crate) fn run(engine: Engine<'_>, plan: &Plan, seat: Seat<'_>) {
+    let _no_fork = plan.counts_faults().then(no_fork);
     let mut test = Test::begin(engine, *plan, seat);
     let all: Vec<usize> = (0..plan.execs).collect();
     for wave in all.chunks(plan.wave()) {
@@ -103,6 +126,7 @@ pub(crate) fn run(engine: Engine<'_>, plan: &Plan, seat: Seat<'_>) {
         for (i, launch) in wave.iter().zip(launches) {
             engine.wait(launch, test.fence(*i));
         }
+        test.look();
         for i in wave {
             test.finish(*i);
         }
@@ -114,10 +138,14 @@ struct Test<'a> {
     engine: Engine<'a>,
     plan: Plan,
     seat: Seat<'a>,
+    /// An object over the buffer.
+    bound: Option<Bound<'a>>,
     buffer: Buffer,
     /// Where the buffer moves next, if that is known already.
     next: Option<Reservation>,
-    kept: Vec<Buffer>,
+    kept: Vec<(Option<Bound<'a>>, Buffer)>,
+    /// Faults of the device before the exec.
+    faults: u64,
     fences: SharedPage,
 }
 
@@ -132,13 +160,15 @@ impl<'a> Test<'a> {
             buffer.lock();
         }
         if plan.flags.has(Flags::BO_UNMAP) {
-            engine.bind_and_unbind(buffer.at(), buffer.len());
+            objects::bind_and_unbind(engine, &buffer);
         }
         Self {
             engine,
             plan,
             seat,
+            bound: None,
             buffer,
+            faults: 0,
             next: None,
             kept: Vec::new(),
             fences: SharedPage::new(),
@@ -170,15 +200,21 @@ impl<'a> Test<'a> {
     fn submit(&mut self, i: usize) -> Launch {
         self.meet();
         if self.has(Flags::MADVISE) {
-            let device = i % 2 == 1;
-            self.engine
-                .prefer(self.buffer.at(), self.buffer.len(), device);
+            let (at, len) = (self.buffer.at(), self.buffer.len());
+            let advised = self.engine.prefer(at, len, i % 2 == 1);
+            // An adoption whose mapping went unheard can still be where a shared mapping is now.
+            assert!(advised.is_ok() || !self.buffer.is_shared());
         }
         self.write(i);
         let fence = self.fence(i);
         fence.clear();
+        if let Some(bound) = &self.bound {
+            bound.write(&self.buffer);
+        }
         if self.has(Flags::PREFETCH) {
             self.engine.prefetch(self.buffer.at(), self.buffer.len());
+            self.engine.prefetch(fence.0.cast(), size_of::<u64>());
+            self.faults = self.engine.stats().faults;
         }
         let launch = self.engine.exec(self.record(i), fence);
         self.meet();
@@ -215,6 +251,20 @@ impl<'a> Test<'a> {
         self.record(i).write_list(places, value, Write::Store);
     }
 
+    /// What must hold before the CPU looks at results.
+    fn look(&self) {
+        if self.plan.counts_faults() {
+            let stats = self.engine.stats();
+            assert_eq!(stats.faults, self.faults, "after a prefetch: {stats:?}");
+        }
+        if self.has(Flags::BUSY) {
+            self.engine.expect_busy();
+        }
+        if let Some(bound) = &self.bound {
+            bound.read(&self.buffer);
+        }
+    }
+
     /// What comes after an exec has ended.
     fn finish(&mut self, i: usize) {
         if i == 0 && self.has(Flags::LOCK) {
@@ -235,7 +285,7 @@ impl<'a> Test<'a> {
             self.check(i - 1);
         }
         if self.has(Flags::NEW) {
-            self.replace();
+            self.replace(i + 1);
         }
     }
 
@@ -271,8 +321,9 @@ impl<'a> Test<'a> {
         Record::at(self.buffer.at().wrapping_add(offset))
     }
 
-    /// The next exec gets a buffer of its own: on the way of mappings, a shared one.
-    fn replace(&mut self) {
+    /// Exec `i` gets a buffer of its own: on the way of mappings, a shared one; a device object, every
+    /// second time.
+    fn replace(&mut self, i: usize) {
         let svm = self.engine.machine().svm();
         let only = Flags::NO_MEMSET;
         let plain = if self.has(only) {
@@ -280,15 +331,20 @@ impl<'a> Test<'a> {
         } else {
             Flags::default()
         };
-        let new = if self.has(Flags::MMAP) {
+        let is_object = self.has(Flags::BO_MAP) && i % 2 == 1;
+        let new = if is_object {
+            Buffer::map(svm, self.plan.len(), plain | Flags::MMAP | Flags::BO_MAP)
+        } else if self.has(Flags::MMAP) {
             Buffer::map(svm, self.plan.len(), plain | Flags::MMAP | Flags::SHARED)
         } else {
             Buffer::malloc(svm, self.plan.len(), plain)
         };
+        let bound = is_object.then(|| Bound::over(self.engine, &new));
         let old = std::mem::replace(&mut self.buffer, new);
+        let unbound = std::mem::replace(&mut self.bound, bound);
         self.check_rest(&old);
         if !self.has(Flags::FREE) {
-            self.kept.push(old);
+            self.kept.push((unbound, old));
         }
     }
 
@@ -305,13 +361,24 @@ impl<'a> Test<'a> {
         if self.seat.shared.is_none() {
             self.check_rest(&self.buffer);
         }
-        if self.has(Flags::BUSY) {
-            self.engine.expect_busy();
+        // What the CPU has had since is in use by no device.
+        let ends_unbound = self.plan.flags.any(Flags::BUSY | Flags::MMAP);
+        if ends_unbound && self.buffer.is_shared() {
+            std::hint::black_box(self.buffer.bytes().to_vec());
+            self.engine.unbind_at_last(self.buffer.span());
         }
         if self.has(Flags::LOCK) {
             self.buffer.unlock();
         }
     }
+}
+
+/// A fork brings home what other tests of this process have on devices.
+static FORKS: RwLock<()> = RwLock::new(());
+
+/// No test forks as long as this is held: so nothing takes pages from devices but who uses them.
+pub(crate) fn no_fork() -> RwLockReadGuard<'static, ()> {
+    FORKS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A child of fork.
@@ -320,6 +387,7 @@ pub(crate) struct Child(libc::pid_t);
 impl Child {
     /// Which looks at memory, and ends.
     pub(crate) fn fork(check: impl FnOnce() -> bool) -> Self {
+        let _counted = FORKS.write().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the child loads words from memory, and ends.
         match unsafe { libc::fork() } {
             0 => {

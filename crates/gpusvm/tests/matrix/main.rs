@@ -22,6 +22,7 @@ mod sections; // what each of them does around an exec
 mod exec; // the common loop
 mod record; // what an exec reads and writes
 mod buffer; // the program's memory
+mod objects; // memory of the device
 mod engine; // the machine and its address spaces
 mod threads; // engines at once
 mod processes; // engines in processes of their own
@@ -29,7 +30,7 @@ mod huge; // huge pages of hugetlbfs
 mod standalone; // tests of their own
 mod page; // docs/matrix.md
 
-use engine::Machine;
+use engine::{Machine, Spec};
 use exec::{Plan, Seat};
 use gpusvm_testkit::Watchdog;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -122,7 +123,6 @@ fn trial(
                 Err(Skip(reason)) => reason,
             },
             Status::SkipsItself(reason) => format!("as the suite: {reason}"),
-            Status::Pending(reason) => format!("pending: {reason}"),
             Status::Impossible(reason) => format!("not here: {reason}"),
         };
         Ok(Completion::ignored_with(reason))
@@ -163,7 +163,10 @@ fn in_matrix(family: &Family, section: &Section) -> Result<(), Skip> {
 
 /// One engine.
 fn alone(plan: &Plan) -> Result<(), Skip> {
-    let machine = Machine::new(1)?;
+    let machine = Machine::with(Spec {
+        vram: plan.vram(1),
+        ..Spec::default()
+    })?;
     exec::run(machine.engine(0), plan, Seat::ALONE);
     let moved = machine.stats().to_device.bytes;
     assert!(!plan.migrates() || moved > 0, "nothing moved");

@@ -2,7 +2,7 @@
 
 use crate::Skip;
 use crate::buffer::Buffer;
-use crate::engine::{ENGINES, Machine};
+use crate::engine::{ENGINES, Machine, Spec};
 use crate::exec::{self, Plan, Seat};
 use crate::record;
 use crate::sections::Flags;
@@ -21,7 +21,11 @@ pub(crate) struct Sharing {
 
 /// Runs the plan on every engine at once.
 pub(crate) fn run(plan: &Plan, sharing: Sharing) -> Result<(), Skip> {
-    let machine = Machine::new(if sharing.vm { 1 } else { ENGINES })?;
+    let machine = Machine::with(Spec {
+        vms: if sharing.vm { 1 } else { ENGINES },
+        vram: plan.vram(ENGINES),
+        ..Spec::default()
+    })?;
     let whole = sharing.alloc.then(|| {
         let len = plan.part() + ENGINES * record::SIZE;
         Buffer::malloc(

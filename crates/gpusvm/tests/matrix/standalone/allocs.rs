@@ -11,6 +11,7 @@ use crate::Skip;
 use crate::buffer::{Buffer, SharedPage};
 use crate::engine::{Engine, Machine, Spec};
 use crate::exec::Child;
+use crate::objects::Bound;
 use crate::processes;
 use crate::record::{self, Record, Write};
 use crate::sections::Flags;
@@ -23,6 +24,7 @@ const MIB: usize = 1 << 20;
 /// How many read at once.
 const READERS: usize = 8;
 const PROCESSES_EVICT: &str = "processes-evict-malloc";
+const PROCESSES_MIX: &str = "processes-evict-malloc-mix-bo";
 
 /// Who reads the results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ struct Work {
     size: usize,
     stride: usize,
     readers: Readers,
+    /// Every second piece is a device object.
+    mix: bool,
 }
 
 const EVICT: Work = Work {
@@ -48,7 +52,9 @@ const EVICT: Work = Work {
     size: 8 * MIB,
     stride: MIB,
     readers: Readers::One,
+    mix: false,
 };
+const MIX: Work = Work { mix: true, ..EVICT };
 
 pub(super) fn tests() -> Vec<Test> {
     let unaligned = Work {
@@ -57,21 +63,20 @@ pub(super) fn tests() -> Vec<Test> {
         size: MIB + MIB / 2,
         stride: 4096,
         readers: Readers::One,
-    };
-    let evict = || {
-        let evictions = EVICT.run(|| {})?;
-        assert!(evictions > 0, "more than fits went to the device");
-        Ok(())
+        mix: false,
     };
     let mut tests = vec![
         Test::quick("unaligned-alloc", move || unaligned.run(|| {}).map(drop)),
-        Test::quick("evict-malloc", evict),
-        Test::long(PROCESSES_EVICT, || {
-            Machine::new(1)?.finish(0);
-            processes::run(PROCESSES_EVICT, 2);
-            Ok(())
-        }),
+        Test::quick("evict-malloc", || EVICT.evict(|| {})),
+        Test::quick("evict-malloc-mix-bo", || MIX.evict(|| {})),
     ];
+    for name in [PROCESSES_EVICT, PROCESSES_MIX] {
+        tests.push(Test::long(name, move || {
+            Machine::new(1)?.finish(0);
+            processes::run(name, 2);
+            Ok(())
+        }));
+    }
     for (name, readers) in [
         ("fault-benchmark", Readers::One),
         ("fault-threads-benchmark", Readers::Threads { same: false }),
@@ -94,6 +99,7 @@ pub(super) fn tests() -> Vec<Test> {
             size: 64 * MIB,
             stride: 4096,
             readers,
+            mix: false,
         };
         tests.push(Test::long(name, move || work.run(|| {}).map(drop)));
     }
@@ -102,14 +108,22 @@ pub(super) fn tests() -> Vec<Test> {
 
 /// In a process of its own.
 pub(super) fn child(name: &str) -> Result<(), Skip> {
-    assert_eq!(name, PROCESSES_EVICT);
+    let work = match name {
+        PROCESSES_EVICT => EVICT,
+        PROCESSES_MIX => MIX,
+        other => panic!("{other} has no processes"),
+    };
     processes::meet();
-    let evictions = EVICT.run(processes::meet)?;
-    assert!(evictions > 0, "more than fits went to the device");
-    Ok(())
+    work.evict(processes::meet)
 }
 
 impl Work {
+    fn evict(self, meet: impl FnOnce()) -> Result<(), Skip> {
+        let evictions = self.run(meet)?;
+        assert!(evictions > 0, "more than fits went to the device");
+        Ok(())
+    }
+
     /// Does it, and says how many evictions it took.
     fn run(self, meet: impl FnOnce()) -> Result<u64, Skip> {
         let machine = Machine::with(Spec {
@@ -119,15 +133,24 @@ impl Work {
         let engine = machine.engine(0);
         let began = Instant::now();
         let touched = (0..self.count).map(|piece| {
-            let buffer = Buffer::malloc(machine.svm(), self.size, Flags::NO_MEMSET);
-            self.touch(engine, &buffer, piece);
-            buffer
+            let svm = machine.svm();
+            let is_object = self.mix && piece % 2 == 1;
+            let buffer = match is_object {
+                true => Buffer::unshared(svm, self.size),
+                false => Buffer::malloc(svm, self.size, Flags::NO_MEMSET),
+            };
+            let bound = is_object.then(|| Bound::over(engine, &buffer));
+            self.touch(engine, (&buffer, bound.as_ref()), piece);
+            (bound, buffer)
         });
         let buffers: Vec<_> = touched.collect();
         let submitted = began.elapsed();
         meet();
         let read_from = Instant::now();
-        for (piece, buffer) in buffers.into_iter().enumerate() {
+        for (piece, (bound, buffer)) in buffers.into_iter().enumerate() {
+            if let Some(bound) = bound {
+                bound.read(&buffer);
+            }
             self.read(&buffer, piece);
         }
         if self.readers != Readers::One || self.count == 1 {
@@ -155,11 +178,19 @@ impl Work {
         0x8000_0000 | number
     }
 
-    fn touch(self, engine: Engine<'_>, buffer: &Buffer, piece: usize) {
+    fn touch(
+        self,
+        engine: Engine<'_>,
+        (buffer, bound): (&Buffer, Option<&Bound<'_>>),
+        piece: usize,
+    ) {
         for i in 0..self.records() {
             let record = self.record(buffer, i);
             record.write_list(&[record.data_at()], self.value(piece, i), Write::Store);
             record.fence().clear();
+        }
+        if let Some(bound) = bound {
+            bound.write(buffer);
         }
         let first = self.record(buffer, 0);
         let (list, fence) = (first.list(), first.fence().pointer());

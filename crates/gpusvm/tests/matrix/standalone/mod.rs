@@ -4,10 +4,12 @@ mod partial; // half of a buffer goes
 mod allocs; // much memory: benchmarks, eviction
 mod compute; // a real kernel
 mod multigpu; // two devices
+mod words; // what they do there
+mod madvise; // advice
+mod prefetch; // memory that is fetched
 mod simple; // a bad address, neighbouring words
 
 use crate::Skip;
-use crate::engine::{CAN_ADVISE, CAN_BIND, CAN_PREFETCH};
 use crate::names::Status;
 
 /// One of them.
@@ -57,9 +59,6 @@ impl Test {
     }
 }
 
-const ADVISE: Status = Status::Pending("the engine takes no advice yet");
-const PREFETCH: Status = Status::Pending("the engine cannot prefetch yet");
-const BIND: Status = Status::Pending("the engine has no device objects yet");
 const NO_CACHES: Status = Status::Impossible("there is no cache attribute: memory is coherent");
 
 /// How many the suite has: of its main program, and with its neighbours.
@@ -70,22 +69,17 @@ pub(crate) const OF_ALL: usize = OF_MAIN + 21 + 1 + 1;
 pub(crate) fn all() -> Vec<Test> {
     let mut all = of_main();
     all.extend(multigpu::tests());
-    all.push(Test::without("prefetch-fault-svm", PREFETCH));
-    all.push(Test::without("svm-userptr-copy-madvise", BIND));
+    all.push(Test::quick("prefetch-fault-svm", prefetch::fault));
+    all.push(Test::quick("svm-userptr-copy-madvise", madvise::copy));
     all
 }
 
 fn of_main() -> Vec<Test> {
     let mut all = allocs::tests();
-    all.push(Test::without("evict-malloc-mix-bo", BIND));
-    all.push(Test::without("processes-evict-malloc-mix-bo", BIND));
-    for name in ["prefetch-benchmark", "prefetch-sys-benchmark"] {
-        all.push(Test::without(name, PREFETCH));
-    }
+    all.extend(prefetch::benchmarks());
     all.extend(simple::tests());
     all.extend(partial::tests());
-    let madvise = MADVISE.iter().map(|what| format!("madvise-{what}"));
-    all.extend(madvise.map(|name| Test::without(name, ADVISE)));
+    all.extend(madvise::tests());
     for kind in [
         "pat-idx-wb",
         "pat-idx-wt",
@@ -102,41 +96,16 @@ fn of_main() -> Vec<Test> {
     all
 }
 
-/// With the spelling of the suite.
-const MADVISE: &[&str] = &[
-    "atomic-inc",
-    "preffered-loc-sram-migrate-pages",
-    "preffered-loc-atomic-vram",
-    "preffered-loc-atomic-gl",
-    "preffered-loc-atomic-cpu",
-    "preffered-loc-atomic-und",
-    "multi-vma",
-    "split-vma",
-    "atomic-vma",
-    "split-vma-with-mapping",
-    "range-invalidate-change-attr",
-    "no-range-invalidate-same-attr",
-];
-
 /// In a process of its own.
 pub(crate) fn child(name: &str) -> Result<(), Skip> {
     allocs::child(name)
 }
 
-/// That there are as many as the suite has, each once, and that what is pending is what the engine
-/// lacks.
+/// That there are as many as the suite has, each once.
 pub(crate) fn check_count() {
     assert_eq!((of_main().len(), all().len()), (OF_MAIN, OF_ALL));
     let mut names: Vec<_> = all().into_iter().map(|test| test.name).collect();
     names.sort();
     names.dedup();
     assert_eq!(names.len(), OF_ALL);
-    let lacks = |status| all().iter().any(|test| test.status == status);
-    assert_eq!(
-        lacks(ADVISE),
-        !CAN_ADVISE,
-        "tests of advice are enabled here"
-    );
-    assert_eq!(lacks(PREFETCH), !CAN_PREFETCH, "tests that prefetch too");
-    assert_eq!(lacks(BIND), !CAN_BIND, "and tests that bind");
 }
