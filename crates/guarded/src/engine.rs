@@ -10,13 +10,16 @@
 //! None: the record is read in signal handlers. It is an array of thread ids, zero where free.
 
 use crate::interrupt::Stack;
-use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::Once;
 
 /// How many such threads there can be.
 const SLOTS: usize = 256;
 
 static RECORD: [AtomicI32; SLOTS] = [const { AtomicI32::new(0) }; SLOTS];
+/// Whether an interruption of the thread is on its way. One at a time: the handler of a signal can be
+/// interrupted by the next, and an alternate stack holds only so many frames.
+static INTERRUPTED: [AtomicBool; SLOTS] = [const { AtomicBool::new(false) }; SLOTS];
 /// No slot at or above this one was ever used.
 static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
 
@@ -58,6 +61,7 @@ impl EngineThread {
                 .compare_exchange(0, tid, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
             {
+                INTERRUPTED[slot].store(false, Ordering::Release);
                 HIGH_WATER.fetch_max(slot + 1, Ordering::AcqRel);
                 return Ok(Self {
                     slot,
@@ -81,11 +85,15 @@ impl Drop for EngineThread {
 
 /// Whether the thread with this id is on record. Async-signal-safe.
 pub fn is_engine_thread(tid: i32) -> bool {
+    interrupted(tid).is_some()
+}
+
+/// Whether an interruption of that thread is on its way, if it is on record. Async-signal-safe.
+pub(crate) fn interrupted(tid: i32) -> Option<&'static AtomicBool> {
     let used = HIGH_WATER.load(Ordering::Acquire);
-    tid != 0
-        && RECORD[..used]
-            .iter()
-            .any(|record| record.load(Ordering::Acquire) == tid)
+    let mut records = RECORD[..used].iter();
+    let slot = records.position(|record| record.load(Ordering::Acquire) == tid)?;
+    (tid != 0).then(|| &INTERRUPTED[slot])
 }
 
 /// A child of fork has none of the threads on record, and may get one of their ids later.
@@ -103,17 +111,22 @@ fn forget_in_children() {
     });
 }
 
-fn current_tid() -> i32 {
+pub(crate) fn current_tid() -> i32 {
     // SAFETY: it has no preconditions.
     unsafe { libc::gettid() }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use std::sync::{Mutex, PoisonError};
+
+    /// Tests that look at the record take turns.
+    pub(crate) static TURN: Mutex<()> = Mutex::new(());
 
     #[test]
     fn on_record_while_the_guard_lives_until_full() {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let tid = current_tid();
         assert!(!is_engine_thread(tid));
         assert!(!is_engine_thread(0));

@@ -126,6 +126,7 @@ unsafe extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut
         if frame.is_about_to_touch(addr) {
             frame.refuse(addr);
         }
+        interrupt::done();
         return;
     }
     let errno = errno();

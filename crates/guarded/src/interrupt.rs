@@ -10,7 +10,9 @@
 //! translation is out of date. Whoever brings the page home waits for the unit's access to end. So the
 //! access ends, refused, and the unit asks for a translation that is right.
 
+use crate::engine;
 use core::ffi::{c_int, c_void};
+use core::sync::atomic::Ordering;
 use libc::{pid_t, siginfo_t, uid_t};
 
 /// What tells our signal from others that are queued.
@@ -31,11 +33,22 @@ struct Queued {
 
 const _: () = assert!(size_of::<Queued>() == size_of::<siginfo_t>());
 
-/// Lets the access of a thread of this process to the page of `addr` end, refused, if that is what it
-/// does now, in an accessor. Nothing happens otherwise. Whether the signal was sent.
+/// Lets the access of an engine thread of this process to the page of `addr` end, refused, if that is what
+/// it does now, in an accessor. Nothing happens otherwise. Whether a signal is on its way: one at a time,
+/// because each is handled inside the one before if that is not done, on a stack that is not endless.
 ///
 /// For threads whose accesses may be refused without need: whoever made the access looks again.
 pub fn interrupt(tid: i32, addr: usize) -> bool {
+    let Some(interrupted) = engine::interrupted(tid) else {
+        return false;
+    };
+    // Else the signal would end the process.
+    if !crate::is_installed() {
+        return false;
+    }
+    if interrupted.swap(true, Ordering::AcqRel) {
+        return true;
+    }
     // SAFETY: it has no preconditions.
     let pid = unsafe { libc::getpid() };
     // SAFETY: it has no preconditions.
@@ -51,12 +64,19 @@ pub fn interrupt(tid: i32, addr: usize) -> bool {
         _rest: [0; 12],
     };
     let call = libc::SYS_rt_tgsigqueueinfo;
-    // Else the signal would end the process.
-    if !crate::is_installed() {
-        return false;
-    }
     // SAFETY: a thread of our own, if it is still there, and information that is valid for the call.
-    unsafe { libc::syscall(call, pid, tid, libc::SIGSEGV, &raw const queued) == 0 }
+    let sent = unsafe { libc::syscall(call, pid, tid, libc::SIGSEGV, &raw const queued) } == 0;
+    if !sent {
+        interrupted.store(false, Ordering::Release);
+    }
+    sent
+}
+
+/// The handler has dealt with an interruption: there may be another.
+pub(crate) fn done() {
+    if let Some(interrupted) = engine::interrupted(engine::current_tid()) {
+        interrupted.store(false, Ordering::Release);
+    }
 }
 
 /// The address, if the signal is one of [`interrupt`].
@@ -118,16 +138,19 @@ impl Drop for Stack {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
+    use crate::engine::tests::TURN;
+    use std::sync::{PoisonError, mpsc};
 
-    /// A late one meets a thread that does something else: nothing happens.
+    /// A late one meets a thread that does something else: nothing happens, however many there are. They
+    /// were once handled one inside the other, until the stack was full.
     #[test]
     fn who_does_something_else_is_not_disturbed() {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         crate::install().unwrap();
         let (told, tid) = mpsc::channel();
         let (stop, stopped) = mpsc::channel::<()>();
         let look = move || {
-            let _stack = Stack::enter();
+            let _engine = crate::EngineThread::enter().unwrap();
             // SAFETY: it has no preconditions.
             told.send(unsafe { libc::gettid() }).unwrap();
             let (value, mut found) = (7u64, 7);
