@@ -209,6 +209,24 @@ fn at_once(process: &Process, arrival: &Arrival) -> bool {
 fn serve_waiting(process: &Process) {
     loop {
         let began = process.now();
+        // Who slept so long is woken, and faults again if it still wants the page: it may have been
+        // woken before, and the address be another mapping's by now, which userfaultfd would fill
+        // without asking whose it is.
+        // Before those that are parked, which may find no room among the delays, and be parked again.
+        let serving = process.crew.begin();
+        let is_busy = serving.is_none();
+        if let Some(serving) = serving {
+            if let Some(at) = process.delays.pop_due(began) {
+                look_after_the_rest(process);
+                let sleeps_on = process.regions.find(at).is_some() && !serve(process, at, began);
+                if !sleeps_on {
+                    // Others of its block sleep behind it, whatever became of this one.
+                    process.mover.wake(Span::block_of(at));
+                }
+                continue;
+            }
+            drop(serving);
+        }
         if let Some(arrival) = process.crew.unpark() {
             if at_once(process, &arrival) {
                 continue;
@@ -231,15 +249,9 @@ fn serve_waiting(process: &Process) {
             serve(process, arrival.at, began);
             continue;
         }
-        // Who slept so long is woken, and faults again if it still wants the page: it may have been
-        // woken before, and the address be another mapping's by now, which userfaultfd would fill
-        // without asking whose it is.
-        let due = process.delays.pop_due(began);
-        if let Some(at) = due {
-            // Others of its block sleep behind it, whatever becomes of this one.
-            process.mover.wake(Span::block_of(at));
-        }
-        if due.is_none() && !process.crew.has_parked() {
+        // Those that are busy look at what is due when they are done.
+        let is_due = || process.delays.next_due().is_some_and(|due| due <= began);
+        if !process.crew.has_parked() && (is_busy || !is_due()) {
             return;
         }
     }
