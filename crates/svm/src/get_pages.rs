@@ -88,7 +88,8 @@ impl<M: AddressSpace> GpuSvm<M> {
             false => Intent::Write,
         };
         if intent == Intent::Write && range.can_migrate() && copies.is_none() {
-            // Unprotecting pages invalidates them: before the sequence is read, or all is for nothing.
+            // Coming home and unprotecting invalidate pages: before the sequence is read, or all is for nothing.
+            self.is_writable(span, ctx)?;
             let mut homes = pages::homes_for(span);
             self.mm.range_fault(span, ctx.owner, intent, &mut homes)?;
         }
@@ -96,15 +97,8 @@ impl<M: AddressSpace> GpuSvm<M> {
             Some(copies) => (copies.sequence, Some(copies.duplicate)),
             None => (range.notifier().read_begin(), None),
         };
-        let vma = self
-            .mm
-            .find_vma(span.start())?
-            .filter(|vma| vma.span.covers(span));
-        let vma = vma.ok_or(GetPagesError::Unmapped { span })?;
-        if !vma.writable && !ctx.read_only {
-            return Err(GetPagesError::ReadOnly { span });
-        }
-        let of_vma = match vma.writable {
+        let writable = self.is_writable(span, ctx)?;
+        let of_vma = match writable {
             true => Permission::Write,
             false => Permission::Read,
         };
@@ -139,6 +133,16 @@ impl<M: AddressSpace> GpuSvm<M> {
             permission,
             reached: mapper.reached,
         })
+    }
+
+    /// Whether the memory at `span` may be written: it is one mapping that allows what `ctx` asks for.
+    fn is_writable(&self, span: Span, ctx: &FaultCtx) -> Result<bool, GetPagesError> {
+        let vma = self.mm.find_vma(span.start())?;
+        let vma = vma.filter(|vma| vma.span.covers(span));
+        match vma.ok_or(GetPagesError::Unmapped { span })?.writable {
+            false if !ctx.read_only => Err(GetPagesError::ReadOnly { span }),
+            writable => Ok(writable),
+        }
     }
 }
 
