@@ -4,7 +4,7 @@ use crate::VmId;
 use core::time::Duration;
 use gpusvm_types::VirtAddr;
 
-/// What the device wanted to do.
+/// What the device wanted to do: what needs less before what needs more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
     /// A load.

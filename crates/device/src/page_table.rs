@@ -1,6 +1,6 @@
 //! Page tables of the device: what its accesses translate to.
 
-use crate::DeviceError;
+use crate::{Access, DeviceError};
 use gpusvm_types::{DevAddr, DmaAddr, PageCount, Span};
 
 /// One address space of the device (the hardware's ASID or PASID).
@@ -29,8 +29,9 @@ pub struct Mapping {
     pub span: Span,
     /// Where its first page leads; the others follow.
     pub target: Target,
-    /// Whether stores and atomics are allowed.
-    pub writable: bool,
+    /// The most that is allowed: what needs less is, too. Atomic operations on RAM only where
+    /// [`Caps::atomics_on_ram`](crate::Caps) says that they are.
+    pub allows: Access,
 }
 
 /// The page tables of a device.
@@ -50,7 +51,7 @@ pub trait PageTables: Send + Sync {
     fn destroy_vm(&self, vm: VmId);
 
     /// Enters a mapping, with the largest entries that alignment on both sides allows. What was
-    /// mapped there before is replaced; an upgrade from read-only needs no flush.
+    /// mapped there before is replaced; to allow more needs no flush.
     ///
     /// # Errors
     ///

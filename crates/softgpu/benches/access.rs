@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "a benchmark has a clock")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that fails says where")]
 
-use gpusvm_device::{CopyOp, Device, Fabric, FaultMode, Mapping, Target, VmId};
+use gpusvm_device::{Access, CopyOp, Device, Fabric, FaultMode, Mapping, Target, VmId};
 use gpusvm_softgpu::{Grid, Lane, LaneError, SoftGpu, SvmPtr};
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr, Span, VirtAddr};
 use std::hint::black_box;
@@ -73,7 +73,7 @@ fn bind(gpu: &SoftGpu, vm: VmId, target: Target, piece: ByteSize) {
                 &Mapping {
                     span: block,
                     target,
-                    writable: true,
+                    allows: Access::Atomic,
                 },
             )
             .unwrap();
@@ -273,7 +273,7 @@ fn flushes(gpu: &Arc<SoftGpu>) {
                 &Mapping {
                     span: block,
                     target,
-                    writable: true,
+                    allows: Access::Atomic,
                 },
             )
             .unwrap();
@@ -312,7 +312,7 @@ fn faults() {
                         &Mapping {
                             span,
                             target,
-                            writable: true,
+                            allows: Access::Atomic,
                         },
                     )
                     .unwrap();

@@ -4,14 +4,12 @@
 //! instruction; the rest loads, computes, and compares and exchanges until nobody was in between.
 //! All are acquire and release, towards other lanes and, in RAM, towards the CPU.
 
-use crate::entry::Entry;
 use crate::port::aligned;
 use crate::word::{Word, load_ram, load_vram, low32};
 use crate::{Lane, LaneError, SvmPtr};
-use gpusvm_device::{Access, FaultError};
+use gpusvm_device::Access;
 use gpusvm_guarded::{self as guarded, Refused};
 use gpusvm_sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use gpusvm_types::VirtAddr;
 
 /// A word of 4 or 8 bytes that a lane can add to atomically.
 #[expect(private_bounds, reason = "sealed")]
@@ -72,8 +70,7 @@ macro_rules! float {
 }
 float!(f32, f64);
 
-/// Each returns what was there before. Errors are those of [`Lane::load`]; on RAM that the device
-/// does not reach atomically, `Fault` with `OutOfReach`.
+/// Each returns what was there before. Errors are those of [`Lane::load`].
 macro_rules! operation {
     ($($(#[$doc:meta])* $name:ident: $bound:ident, |$old:ident, $value:ident| $new:expr;)*) => {
         impl Lane<'_> {$(
@@ -192,13 +189,6 @@ impl Lane<'_> {
         aligned::<T>(at)?;
         loop {
             let hit = self.port.open(at, Access::Atomic, 1)?;
-            if hit.has(Entry::NO_ATOMICS) {
-                self.port.end();
-                return Err(FaultError::OutOfReach {
-                    at: VirtAddr::new(at),
-                }
-                .into());
-            }
             let done = operate(Place {
                 at: hit.pointer(),
                 system: hit.is_system(),

@@ -177,7 +177,6 @@ impl Builder {
             faults: replayable.then(|| FaultBuffer::new(self.units)),
             vram: bus,
             asymmetric: units.asymmetric,
-            atomics_on_ram: caps.atomics_on_ram,
             _memory: Arc::clone(&vram),
         });
         let queue = Arc::new(Queue::default());

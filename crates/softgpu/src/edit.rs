@@ -97,7 +97,7 @@ impl Table {
     fn bind_in_block(&self, part: &Mapping) -> Result<(), OutOfTables> {
         let node = self.make_block_node(part.span.first_page())?;
         let at = index(part.span.first_page(), 1);
-        let leaf = Entry::leaf(part.target, part.writable);
+        let leaf = Entry::leaf(part.target, part.allows);
         if part.span.len() == BLOCK_SIZE && leaf.address().is_multiple_of(BLOCK_SIZE.get()) {
             let old = Entry(node.slot(at).swap(leaf.0, Ordering::AcqRel));
             if old.has(Entry::TABLE) {

@@ -1,11 +1,11 @@
 //! One entry of a page table, and of a TLB: an address and its flags.
 //!
 //! ```text
-//!   63                                 12 11     7     6     5     4     3      2      1      0
-//!   [ address, a multiple of 4 KiB       |  .. peer group table dirty acc. system write present ]
+//!   63                            12    8      7     6     5     4     3      2      1      0
+//!   [ address, a multiple of 4 KiB  | atomic peer group table dirty acc. system write present ]
 //! ```
 
-use gpusvm_device::Target;
+use gpusvm_device::{Access, Target};
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr, PAGE_SIZE};
 
 /// An entry as it lies in a table. Zero is absent.
@@ -17,7 +17,7 @@ impl Entry {
     pub(crate) const ABSENT: Self = Self(0);
     /// It maps something.
     pub(crate) const PRESENT: u64 = 1 << 0;
-    /// Stores and atomics are allowed.
+    /// Stores are allowed.
     pub(crate) const WRITABLE: u64 = 1 << 1;
     /// The address is one of the bus, not of VRAM.
     pub(crate) const SYSTEM: u64 = 1 << 2;
@@ -31,21 +31,34 @@ impl Entry {
     pub(crate) const GROUP: u64 = 1 << 6;
     /// With `SYSTEM`: what is there is the memory of a peer.
     pub(crate) const PEER: u64 = 1 << 7;
-    /// In a TLB: it leads to RAM, where atomic operations of this device are none.
-    pub(crate) const NO_ATOMICS: u64 = 1 << 8;
+    /// Atomic operations are allowed.
+    pub(crate) const ATOMIC: u64 = 1 << 8;
     /// Everything that is not flags.
     pub(crate) const ADDRESS: u64 = !0xfff;
-    /// What a TLB entry must say before a write may go through it.
-    pub(crate) const WRITE: u64 = Self::WRITABLE | Self::DIRTY;
 
     /// The entry of a page of a mapping.
-    pub(crate) fn leaf(target: Target, writable: bool) -> Self {
-        let flags = Self::PRESENT | if writable { Self::WRITABLE } else { 0 };
+    pub(crate) fn leaf(target: Target, allows: Access) -> Self {
+        let flags = Self::PRESENT | Self::permits(allows);
         match target {
             Target::Vram(at) => Self(at.get() | flags),
             Target::System(at) => Self(at.get() | flags | Self::SYSTEM),
             Target::Peer(at) => Self(at.get() | flags | Self::SYSTEM | Self::PEER),
         }
+    }
+
+    /// What an entry of a table must say to permit an access.
+    pub(crate) const fn permits(access: Access) -> u64 {
+        match access {
+            Access::Read => 0,
+            Access::Write => Self::WRITABLE,
+            Access::Atomic => Self::WRITABLE | Self::ATOMIC,
+        }
+    }
+
+    /// What one of a TLB must say before an access may go through it.
+    pub(crate) const fn needs(access: Access) -> u64 {
+        let dirty = if access.is_write() { Self::DIRTY } else { 0 };
+        Self::permits(access) | dirty
     }
 
     /// The entry of a table at `address`.

@@ -39,7 +39,7 @@
 //! # Examples
 //!
 //! ```
-//! use gpusvm_device::{Device, FaultMode, Mapping, Target};
+//! use gpusvm_device::{Access, Device, FaultMode, Mapping, Target};
 //! use gpusvm_softgpu::{Grid, SoftGpu, SvmPtr};
 //! use gpusvm_types::{ByteSize, DevAddr, Span, VirtAddr};
 //!
@@ -47,7 +47,7 @@
 //! let vm = gpu.page_tables().create_vm()?;
 //! let span = Span::from_len(VirtAddr::new(0x40_0000), ByteSize::kib(64))?;
 //! let target = Target::Vram(DevAddr::new(0));
-//! gpu.page_tables().bind(vm, &Mapping { span, target, writable: true })?;
+//! gpu.page_tables().bind(vm, &Mapping { span, target, allows: Access::Atomic })?;
 //!
 //! let counter = SvmPtr::<u32>::new(span.start());
 //! // Sound: nothing else is in the device's memory.

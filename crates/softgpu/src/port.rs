@@ -42,8 +42,6 @@ pub(crate) struct Board {
     pub(crate) vram: u64,
     /// See `flush`.
     pub(crate) asymmetric: bool,
-    /// Whether atomics work on RAM.
-    pub(crate) atomics_on_ram: bool,
     /// Keeps VRAM as long as a unit may access it.
     pub(crate) _memory: Arc<Region>,
 }
@@ -166,9 +164,8 @@ impl<'u> Port<'u> {
     pub(crate) fn open(&mut self, at: u64, access: Access, pages: u64) -> Result<Hit, LaneError> {
         self.begin(at, pages);
         let stamp = self.stamps.of_block(at >> BLOCK_SHIFT);
-        let needs = if access.is_write() { Entry::WRITE } else { 0 };
         match self.tlb.find(at, stamp) {
-            Some(hit) if hit.has(needs) => Ok(hit),
+            Some(hit) if hit.has(Entry::needs(access)) => Ok(hit),
             _ => self.miss(at, access, pages),
         }
     }
@@ -218,7 +215,7 @@ impl<'u> Port<'u> {
         match (&board.faults, miss) {
             (Some(faults), _) => self.fault(faults, at, access, false),
             (None, Miss::Unmapped) => Err(LaneError::Fault(FaultError::NotDeclared { at })),
-            (None, Miss::ReadOnly) => {
+            (None, Miss::NotPermitted) => {
                 Err(LaneError::Fault(FaultError::NotPermitted { at, access }))
             }
         }

@@ -50,8 +50,8 @@ pub(crate) struct Leaf {
 pub(crate) enum Miss {
     /// There is no entry.
     Unmapped,
-    /// There is one, and it forbids writes.
-    ReadOnly,
+    /// There is one, and it forbids that.
+    NotPermitted,
 }
 
 /// The page table of one address space.
@@ -78,8 +78,8 @@ impl Table {
     pub(crate) fn walk(&self, page: PageIndex, access: Access) -> Result<Leaf, Miss> {
         loop {
             let (slot, leaf) = self.find(page).ok_or(Miss::Unmapped)?;
-            if access.is_write() && !leaf.entry.has(Entry::WRITABLE) {
-                return Err(Miss::ReadOnly);
+            if !leaf.entry.has(Entry::permits(access)) {
+                return Err(Miss::NotPermitted);
             }
             let dirty = if access.is_write() { Entry::DIRTY } else { 0 };
             let marked = leaf.entry.with(Entry::ACCESSED | dirty);

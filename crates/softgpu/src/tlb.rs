@@ -153,9 +153,8 @@ impl Tlb {
     /// Remembers what a walk for `at` found, and says where the access goes.
     pub(crate) fn fill(&mut self, at: u64, stamp: u64, leaf: Leaf, board: &Board) -> Hit {
         let entry = match leaf.entry {
-            entry if !entry.has(Entry::SYSTEM) => Entry(entry.0 + board.vram),
-            entry if entry.has(Entry::PEER) || board.atomics_on_ram => entry,
-            entry => entry.with(Entry::NO_ATOMICS),
+            entry if entry.has(Entry::SYSTEM) => entry,
+            entry => Entry(entry.0 + board.vram),
         };
         let page = at >> PAGE_SHIFT;
         match leaf.reach {

@@ -9,10 +9,11 @@
 use crate::chunk::{self, Limits};
 use crate::range::Serving;
 use crate::tree::LookId;
-use crate::{FindError, GpuSvm, Range};
+use crate::{FindError, GpuSvm, Permission, Range};
 use alloc::{sync::Arc, vec, vec::Vec};
 use core::time::Duration;
 use gpusvm_mm::{AddressSpace, IntervalNotifier, Mirror, Seen, Subscriber, Vma, VmaKind};
+use gpusvm_pagemap::PagemapAddr;
 use gpusvm_types::{ByteSize, OwnerId, PAGE_SIZE, Span, VirtAddr};
 
 /// What a fault wants, and what it may have (`drm_gpusvm_ctx`).
@@ -26,6 +27,10 @@ pub struct FaultCtx {
     pub devmem_possible: bool,
     /// Whether pages must live on the device.
     pub devmem_only: bool,
+    /// Whether the device's atomic operations may work on pages in RAM.
+    pub atomics_on_ram: bool,
+    /// Whether they may work on pages in device memory.
+    pub atomics_on_devmem: bool,
     /// Whether a range may be mapped with pages of RAM and of a device memory at once.
     pub allow_mixed: bool,
     /// A new range up to this size is made only where every page is there already, in RAM or on a device;
@@ -53,11 +58,28 @@ impl Default for FaultCtx {
             read_only: false,
             devmem_possible: true,
             devmem_only: false,
+            atomics_on_ram: true,
+            atomics_on_devmem: true,
             allow_mixed: true,
             check_pages_threshold: ByteSize::ZERO,
             timeslice: Duration::ZERO,
             within: None,
             largest_chunk: None,
+        }
+    }
+}
+
+impl FaultCtx {
+    /// What a page at `address`, of a mapping that is writable or not, may be mapped with.
+    pub(crate) const fn permission_on(&self, address: &PagemapAddr, writable: bool) -> Permission {
+        let atomics = match address {
+            PagemapAddr::System(_) => self.atomics_on_ram,
+            PagemapAddr::Vram(_) | PagemapAddr::Peer(_) => self.atomics_on_devmem,
+        };
+        match (writable, atomics) {
+            (true, true) => Permission::Atomic,
+            (true, false) => Permission::Write,
+            (false, _) => Permission::Read,
         }
     }
 }

@@ -98,11 +98,7 @@ impl<M: AddressSpace> GpuSvm<M> {
             None => (range.notifier().read_begin(), None),
         };
         let writable = self.is_writable(span, ctx)?;
-        let of_vma = match writable {
-            true => Permission::Write,
-            false => Permission::Read,
-        };
-        let mut permission = of_vma;
+        let mut permission = Permission::Atomic;
         let mut homes = pages::homes_for(span);
         if range.can_migrate() {
             self.mm.range_fault(span, ctx.owner, intent, &mut homes)?;
@@ -117,7 +113,7 @@ impl<M: AddressSpace> GpuSvm<M> {
             };
             let of_page = match home {
                 Home::Protected => Permission::Read,
-                _ => of_vma,
+                _ => ctx.permission_on(&address, writable),
             };
             permission = permission.min(of_page);
             mapper.reached.push(PageRun {

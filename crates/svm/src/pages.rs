@@ -21,8 +21,10 @@ use gpusvm_types::{PageCount, Span};
 pub enum Permission {
     /// Loads.
     Read,
-    /// Loads, stores and atomics.
+    /// Loads and stores.
     Write,
+    /// Loads, stores and atomic operations.
+    Atomic,
 }
 
 /// The mapping state of a range on one device.
@@ -36,11 +38,8 @@ pub struct Pages<M: AddressSpace> {
     history: History,
 }
 
+/// Of a range that is mapped: one more than its permission.
 const NOT_MAPPED: u8 = 0;
-const READ: u8 = 1;
-const WRITE: u8 = 2;
-/// Added to the others.
-const PARTLY_IN_RAM: u8 = 4;
 
 impl<M: AddressSpace> Pages<M> {
     pub(crate) fn new() -> Self {
@@ -54,13 +53,7 @@ impl<M: AddressSpace> Pages<M> {
     /// Whether the range is mapped with at least this permission. A hint without the notifier lock:
     /// enough to see that a fault was served meanwhile.
     pub fn allow(&self, wanted: Permission) -> bool {
-        allows(self.mapped.load(Ordering::Acquire), wanted)
-    }
-
-    /// As `allow`, and nothing of it is in RAM.
-    pub fn allow_without_ram(&self, wanted: Permission) -> bool {
-        let mapped = self.mapped.load(Ordering::Acquire);
-        mapped & PARTLY_IN_RAM == 0 && allows(mapped, wanted)
+        self.mapped.load(Ordering::Acquire) >= mapped(wanted)
     }
 
     /// Whether anything is mapped.
@@ -99,19 +92,12 @@ impl<M: AddressSpace> Pages<M> {
         now: Time,
         _proof: &Quiesced<'_>,
     ) -> Reached<M> {
-        let mapped = match prepared.permission {
-            Permission::Write => WRITE,
-            Permission::Read => READ,
-        };
-        let in_ram = match prepared.is_partly_in_ram() {
-            true => PARTLY_IN_RAM,
-            false => 0,
-        };
+        let mapped = mapped(prepared.permission);
         let before = {
             let mut reached = self.reached.lock();
             let before = core::mem::replace(&mut *reached, prepared.reached);
             // With the lock: who reclaims finds what is mapped now as mapped.
-            self.mapped.store(mapped | in_ram, Ordering::Release);
+            self.mapped.store(mapped, Ordering::Release);
             before
         };
         self.history.count_mapping(now);
@@ -125,11 +111,8 @@ impl<M: AddressSpace> Pages<M> {
     }
 }
 
-fn allows(mapped: u8, wanted: Permission) -> bool {
-    match wanted {
-        Permission::Read => mapped != NOT_MAPPED,
-        Permission::Write => mapped & WRITE != 0,
-    }
+const fn mapped(permission: Permission) -> u8 {
+    permission as u8 + 1
 }
 
 /// Room for the homes of a span's pages.

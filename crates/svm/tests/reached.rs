@@ -170,6 +170,8 @@ const CTX: FaultCtx = FaultCtx {
     read_only: false,
     devmem_possible: true,
     devmem_only: false,
+    atomics_on_ram: true,
+    atomics_on_devmem: true,
     allow_mixed: true,
     check_pages_threshold: ByteSize::ZERO,
     timeslice: Duration::ZERO,

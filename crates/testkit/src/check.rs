@@ -90,7 +90,7 @@ fn mappings_lead_home<W: World>(
         let unheard = !is_mirrored && matches!(entry.target, Target::System(_));
         match vma {
             None if !unheard => says(format!("{page:?} is mapped to {entry:?}, and is unmapped")),
-            Some(vma) if entry.writable && !vma.writable => {
+            Some(vma) if entry.allows.is_write() && !vma.writable => {
                 says(format!("{page:?} is mapped for writing, and is read-only"));
             }
             _ => {}
@@ -123,7 +123,7 @@ fn copy_is_the_same<W: World>(
 ) {
     let at = page.start();
     let in_place = Target::System(DmaAddr::new(at.get()));
-    if entry.writable {
+    if entry.allows.is_write() {
         says(format!(
             "{page:?} is protected, and mapped to write: {entry:?}"
         ));

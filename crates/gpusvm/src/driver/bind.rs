@@ -232,7 +232,7 @@ impl<M: AddressSpace> Vm<M> {
     /// Makes the entries of an object.
     fn bind_entries(&self, span: Span, binding: &Binding<Object<M>>) -> Result<(), DeviceError> {
         let permission = match binding.writable {
-            true => Permission::Write,
+            true => Permission::Atomic,
             false => Permission::Read,
         };
         let mut runs = Vec::new();

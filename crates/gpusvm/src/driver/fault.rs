@@ -19,7 +19,7 @@ use crate::driver::stages::Stage;
 use crate::driver::stale::{self, StaleReason};
 use crate::driver::vm::Vm;
 use core::time::Duration;
-use gpusvm_device::{Access, Caps, DeviceFault, FaultError, FaultMode, Verdict};
+use gpusvm_device::{Access, DeviceFault, FaultError, FaultMode, Verdict};
 use gpusvm_mm::{AddressSpace, MmError, Time};
 use gpusvm_pagemap::Cause;
 use gpusvm_svm::{DeviceIndex, FaultCtx, FindError, Permission, Range, Reach};
@@ -91,14 +91,7 @@ pub(crate) fn replay<M: AddressSpace>(
 ) -> Option<Verdict> {
     let vm = region.vm(fault.vm).filter(|_| !fault.stale)?;
     let range = vm.svm().range_find(fault.at)?;
-    let served = !range.is_gone() && {
-        let (advice, _) = vm.advised_around(fault.at);
-        if fault.access == Access::Atomic && advice.atomics == Atomics::Cpu {
-            return None;
-        }
-        let needs_devmem = needs_devmem(fault.access, vm.caps(), &advice);
-        is_served(&range, fault.access, needs_devmem)
-    };
+    let served = is_served(&range, fault.access) && !range.is_gone();
     served.then(|| {
         counters::count(&vm.counters.coalesced);
         done(&vm, fault, (Ok(Served::Coalesced), 0), vm.now());
@@ -210,7 +203,7 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         let Request { at, access, .. } = *request;
         return Err(FaultError::NotPermitted { at, access });
     }
-    if is_served(&range, request.access, ctx.devmem_only) {
+    if is_served(&range, request.access) {
         counters::count(&vm.counters.coalesced);
         vm.counters.stages.count_coalesced(range.span());
         return Ok(Pass::Bound(Served::Coalesced));
@@ -287,28 +280,14 @@ pub(crate) fn map<M: AddressSpace>(
     }
 }
 
-/// Whether only device memory will do: a device that cannot reach RAM has no other place, and nor have
-/// its atomics, or those that are advised to work there only.
-pub(crate) fn needs_devmem(access: Access, caps: &Caps, advice: &Attributes) -> bool {
-    let atomics_on_ram = caps.atomics_on_ram && advice.atomics != Atomics::Device;
-    !caps.coherent || (access == Access::Atomic && !atomics_on_ram)
-}
-
 /// Whether what is mapped allows the access, where it is.
-pub(crate) fn is_served<M: AddressSpace>(
-    range: &Range<M>,
-    access: Access,
-    needs_devmem: bool,
-) -> bool {
-    let wanted = if access.is_write() {
-        Permission::Write
-    } else {
-        Permission::Read
+pub(crate) fn is_served<M: AddressSpace>(range: &Range<M>, access: Access) -> bool {
+    let wanted = match access {
+        Access::Read => Permission::Read,
+        Access::Write => Permission::Write,
+        Access::Atomic => Permission::Atomic,
     };
-    match needs_devmem {
-        true => range.pages(ONLY).allow_without_ram(wanted),
-        false => range.pages(ONLY).allow(wanted),
-    }
+    range.pages(ONLY).allow(wanted)
 }
 
 pub(crate) fn context<M: AddressSpace>(
@@ -316,11 +295,16 @@ pub(crate) fn context<M: AddressSpace>(
     request: &Request,
     (advice, around): (Attributes, Span),
 ) -> FaultCtx {
+    let caps = vm.caps();
+    let atomics_on_ram = caps.atomics_on_ram && advice.atomics.on_ram();
     FaultCtx {
         owner: Some(vm.region.pagemap().owner()),
         read_only: !request.access.is_write(),
         devmem_possible: true,
-        devmem_only: needs_devmem(request.access, vm.caps(), &advice),
+        // A device that cannot reach RAM has no other place, and nor have atomics that cannot work there.
+        devmem_only: !caps.coherent || (request.access == Access::Atomic && !atomics_on_ram),
+        atomics_on_ram,
+        atomics_on_devmem: advice.atomics.on_devmem(),
         allow_mixed: true,
         // A hole is cleared on the device, not faulted in: there is nothing to save.
         check_pages_threshold: ByteSize::ZERO,

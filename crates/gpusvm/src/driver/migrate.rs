@@ -2,11 +2,10 @@
 
 use crate::driver::gpuva::Vma;
 use crate::driver::vm::Vm;
-use core::time::Duration;
 use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_pagemap::{Cause, MigrateError};
 use gpusvm_svm::{FaultCtx, FindError};
-use gpusvm_types::{ByteSize, Span, VirtAddr};
+use gpusvm_types::{Span, VirtAddr};
 
 impl<M: AddressSpace> Vm<M> {
     /// Moves what of `span` can migrate to the device, range by range, and maps nothing: the device's
@@ -56,13 +55,9 @@ impl<M: AddressSpace> Vm<M> {
         let ctx = FaultCtx {
             owner: Some(self.region.pagemap().owner()),
             read_only: true,
-            devmem_possible: true,
-            devmem_only: false,
-            allow_mixed: true,
-            check_pages_threshold: ByteSize::ZERO,
-            timeslice: Duration::ZERO,
             within: Some(around),
             largest_chunk: advice.granularity,
+            ..FaultCtx::default()
         };
         self.svm().collect_garbage();
         let found = self.svm().range_find_or_insert(at, within, &ctx);

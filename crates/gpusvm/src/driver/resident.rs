@@ -169,9 +169,7 @@ impl<M: AddressSpace> Vm<M> {
             }
         }
         // Asked with the block locked: nothing was taken since the leases.
-        let (advice, _) = self.advised_around(range.span().start());
-        let needs_devmem = fault::needs_devmem(access, self.caps(), &advice);
-        let mapped = fault::is_served(range, access, needs_devmem) && !range.is_gone();
+        let mapped = fault::is_served(range, access) && !range.is_gone();
         drop(block);
         Ok(mapped.then_some(lease))
     }

@@ -260,11 +260,15 @@ impl<M: AddressSpace> Vm<M> {
                 PagemapAddr::Vram(at) => Target::Vram(at),
                 PagemapAddr::Peer(at) => Target::Peer(at),
             };
-            let writable = run.permission == Permission::Write;
+            let allows = match run.permission {
+                Permission::Read => Access::Read,
+                Permission::Write => Access::Write,
+                Permission::Atomic => Access::Atomic,
+            };
             let mapping = Mapping {
                 span: run.span,
                 target,
-                writable,
+                allows,
             };
             self.device().page_tables().bind(self.id, &mapping)?;
         }

@@ -1,7 +1,7 @@
 //! Loads, stores, atomics and tiles of lanes.
 
 use crate::common::{BASE, Driver, Pages, bind_ram, bind_vram, pages, run, small_gpu};
-use gpusvm_device::{Device, FaultError, FaultMode, Mapping, Target, Verdict, VmId};
+use gpusvm_device::{Access, Device, FaultError, FaultMode, Mapping, Target, Verdict, VmId};
 use gpusvm_softgpu::{Lane, LaneError, LaunchError, SoftGpu, SvmPtr, Word};
 use gpusvm_types::{ByteSize, DevAddr, Span, VirtAddr};
 use std::sync::Arc;
@@ -195,7 +195,7 @@ fn tiles_cross_pages_entries_and_faults() {
                 &Mapping {
                     span,
                     target,
-                    writable: true,
+                    allows: Access::Atomic,
                 },
             )
             .unwrap();

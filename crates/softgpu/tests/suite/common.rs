@@ -1,6 +1,6 @@
 //! A driver in miniature: a thread that serves faults as a test tells it to.
 
-use gpusvm_device::{Device, DeviceFault, Mapping, Target, Verdict, VmId};
+use gpusvm_device::{Access, Device, DeviceFault, Mapping, Target, Verdict, VmId};
 use gpusvm_softgpu::{Grid, Lane, LaneError, LaunchError, LaunchReport, SoftGpu};
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr, PageCount, PageIndex, Span, VirtAddr};
 use std::sync::Arc;
@@ -76,6 +76,14 @@ pub(crate) fn pages(first: u64, count: u64) -> Span {
     Span::of_pages(PageIndex::new(first.get()), PageCount::new(count))
 }
 
+/// The most that a mapping allows.
+pub(crate) fn most(writable: bool) -> Access {
+    match writable {
+        true => Access::Atomic,
+        false => Access::Read,
+    }
+}
+
 pub(crate) fn bind_vram(gpu: &SoftGpu, vm: VmId, span: Span, at: u64, writable: bool) {
     let target = Target::Vram(DevAddr::new(at));
     gpu.page_tables()
@@ -84,7 +92,7 @@ pub(crate) fn bind_vram(gpu: &SoftGpu, vm: VmId, span: Span, at: u64, writable: 
             &Mapping {
                 span,
                 target,
-                writable,
+                allows: most(writable),
             },
         )
         .unwrap();
@@ -98,7 +106,7 @@ pub(crate) fn bind_ram(gpu: &SoftGpu, vm: VmId, span: Span, at: *mut u8, writabl
             &Mapping {
                 span,
                 target,
-                writable,
+                allows: most(writable),
             },
         )
         .unwrap();

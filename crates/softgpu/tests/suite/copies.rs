@@ -1,7 +1,7 @@
 //! The copy engine, and that neither it nor the fault path allocates.
 
 use crate::common::{BASE, Driver, Pages, bind_vram, small_gpu};
-use gpusvm_device::{CopyOp, Device, DeviceError, Mapping, Target, Verdict};
+use gpusvm_device::{Access, CopyOp, Device, DeviceError, Mapping, Target, Verdict};
 use gpusvm_softgpu::{Grid, SoftGpu, SvmPtr};
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr, Span};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -232,7 +232,7 @@ fn nothing_on_the_fault_path_allocates() {
         let mapping = Mapping {
             span: page,
             target: Target::Vram(to),
-            writable: true,
+            allows: Access::Atomic,
         };
         gpu.page_tables().bind(vm, &mapping).unwrap();
         COUNTS.set(false);

@@ -7,7 +7,7 @@
 //! Without the barrier, without the wait, or without the stamps, this fails within a second.
 
 use crate::common::{BASE, Driver, Pages, bind_ram, bind_vram, pages};
-use gpusvm_device::{CopyOp, Device, Fabric, Mapping, Target, Verdict, VmId};
+use gpusvm_device::{Access, CopyOp, Device, Fabric, Mapping, Target, Verdict, VmId};
 use gpusvm_softgpu::{Grid, Lane, LaneError, LaunchError, SoftGpu, SvmPtr};
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr, Span};
 use std::sync::Arc;
@@ -60,7 +60,7 @@ impl Stage {
                 let mapping = Mapping {
                     span: self.span,
                     target: Target::Peer(peer.aperture().unwrap() + ByteSize::new(place)),
-                    writable: true,
+                    allows: Access::Atomic,
                 };
                 gpu.page_tables().bind(self.vm, &mapping).unwrap();
             }

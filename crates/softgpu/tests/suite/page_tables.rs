@@ -2,17 +2,17 @@
 
 use crate::common::{BASE, Driver, bind_vram, pages, run, small_gpu};
 use gpusvm_device::{
-    Device, DeviceError, FaultError, FaultMode, Mapping, PageTables, Target, Verdict, VmId,
+    Access, Device, DeviceError, FaultError, FaultMode, Mapping, PageTables, Target, Verdict, VmId,
 };
 use gpusvm_softgpu::{LaneError, LaunchError, SoftGpu, SvmPtr};
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr, PageCount, Span, VirtAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const BLOCK: u64 = 2 << 20;
 
 /// Loads a byte of each page in turn. A page is its mark, or absent.
 fn read_pages(gpu: &Arc<SoftGpu>, vm: VmId, first: u64, count: usize) -> Vec<Option<u64>> {
-    let seen = Arc::new(std::sync::Mutex::new(vec![None; count]));
+    let seen = Arc::new(Mutex::new(vec![None; count]));
     let result = Arc::clone(&seen);
     let base = SvmPtr::<u64>::new(pages(first, 1).start());
     let launch = run(gpu, vm, count, move |lane| {
@@ -170,6 +170,39 @@ fn accessed_pages_are_counted_at_the_resolution_of_entries() {
     );
 }
 
+/// Through a mapping for stores, also one that a unit remembers, an atomic operation faults.
+#[test]
+fn an_atomic_operation_needs_a_mapping_that_allows_it() {
+    let (gpu, vm) = small_gpu();
+    let wanted = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&wanted);
+    let bind = move |gpu: &SoftGpu, allows| {
+        let mapping = Mapping {
+            span: pages(0, 1),
+            target: Target::Vram(DevAddr::new(0)),
+            allows,
+        };
+        gpu.page_tables().bind(vm, &mapping).unwrap();
+    };
+    bind(&gpu, Access::Write);
+    let _driver = Driver::start(&gpu, move |gpu, fault| {
+        seen.lock().unwrap().push((fault.at, fault.access));
+        bind(gpu, Access::Atomic);
+        Verdict::Replay
+    });
+    let at = SvmPtr::<u64>::new(BASE);
+    run(&gpu, vm, 1, move |lane| {
+        lane.store(at, 7)?;
+        assert_eq!(lane.atomic_add(at, 1)?, 7);
+        assert_eq!(lane.atomic_max(at, 99)?, 8);
+        assert_eq!(lane.load(at)?, 99);
+        Ok(())
+    })
+    .unwrap();
+    let faults = wanted.lock().unwrap().clone();
+    assert_eq!(faults, [(at.addr(), Access::Atomic)]);
+}
+
 #[test]
 fn what_the_table_cannot_hold_is_refused() {
     let (gpu, vm) = small_gpu();
@@ -177,7 +210,7 @@ fn what_the_table_cannot_hold_is_refused() {
     let vram = |span, at| Mapping {
         span,
         target: Target::Vram(DevAddr::new(at)),
-        writable: true,
+        allows: Access::Atomic,
     };
     let outside = tables.bind(vm, &vram(pages(0, 2), (16 << 20) - 4096));
     assert!(
@@ -219,7 +252,7 @@ fn device_that_is_not_coherent_maps_no_ram() {
     let mapping = Mapping {
         span: pages(0, 1),
         target,
-        writable: true,
+        allows: Access::Atomic,
     };
     let refused = gpu.page_tables().bind(vm, &mapping);
     assert!(matches!(refused, Err(DeviceError::BadMapping { .. })));

@@ -1,8 +1,8 @@
 //! Devices that reach each other's memory: copies, mappings, and what is refused.
 
-use crate::common::{BASE, Pages, bind_vram, pages, run};
+use crate::common::{BASE, Pages, bind_vram, most, pages, run};
 use gpusvm_device::{
-    CopyOp, Device, DeviceError, Fabric, FaultError, FaultMode, Mapping, Target, VmId,
+    Access, CopyOp, Device, DeviceError, Fabric, FaultError, FaultMode, Mapping, Target, VmId,
 };
 use gpusvm_softgpu::{Builder, Grid, LaneError, LaunchError, SoftGpu, SvmPtr};
 use gpusvm_types::{ByteSize, DevAddr, DmaAddr, PageCount, Span};
@@ -74,7 +74,7 @@ fn bind_peer(
     let mapping = Mapping {
         span,
         target,
-        writable,
+        allows: most(writable),
     };
     gpu.page_tables().bind(vm, &mapping)
 }
@@ -145,7 +145,7 @@ fn devices_of_another_fabric_are_out_of_reach() {
             let mapping = Mapping {
                 span: pages(0, 1),
                 target,
-                writable: false,
+                allows: Access::Read,
             };
             let bound = a.page_tables().bind(vm, &mapping);
             assert!(matches!(bound, Err(DeviceError::BadMapping { .. })));

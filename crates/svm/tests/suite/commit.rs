@@ -42,6 +42,54 @@ fn pages_of_ram_and_of_a_device_are_mapped_together() {
     lab.assert_ends();
 }
 
+/// Each page allows atomic operations as they may work where it is; the range, what all of it allows.
+#[test]
+fn atomics_are_allowed_where_they_may_work() {
+    let (read, write, atomic) = (Permission::Read, Permission::Write, Permission::Atomic);
+    for (on_ram, on_devmem, read_only, expected) in [
+        (true, true, false, [atomic, atomic]),
+        (false, true, false, [write, atomic]),
+        (true, false, false, [atomic, write]),
+        (false, false, false, [write, write]),
+        (true, true, true, [read, read]),
+    ] {
+        let lab = Lab::new(&[0]);
+        let prot = if read_only {
+            Prot::Read
+        } else {
+            Prot::ReadWrite
+        };
+        let span = lab.some(prot, Backing::Mirrored);
+        let ctx = FaultCtx {
+            atomics_on_ram: on_ram,
+            atomics_on_devmem: on_devmem,
+            ..READ
+        };
+        let range = lab
+            .svm
+            .range_find_or_insert(span.start(), span, &ctx)
+            .unwrap();
+        assert_eq!(lab.svm.range_arm(&range, &range.serve()), Ok(true));
+        let half = range.span().page_count().get() / 2;
+        lab.devices[0]
+            .migrate(part(range.span(), half, half))
+            .unwrap();
+        let prepared = lab.get_pages(&range, &ctx).unwrap();
+        let permissions = prepared.runs().iter().map(|run| run.permission);
+        assert_eq!(permissions.collect::<Vec<_>>(), expected);
+        assert!(lab.commit(&range, prepared));
+        let least = expected[0].min(expected[1]);
+        for wanted in [read, write, atomic] {
+            assert_eq!(
+                range.pages(GPU).allow(wanted),
+                wanted <= least,
+                "{wanted:?}"
+            );
+        }
+        lab.assert_ends();
+    }
+}
+
 /// Whatever happens to the pages between get_pages and commit: they are not mapped.
 #[test]
 fn a_commit_of_what_was_invalidated_is_refused() {

@@ -243,9 +243,12 @@ pub fn advice_of_atomics<W: World>(kit: &Kit) {
             );
             bench.fill(span, 1);
             bench.device_expect(0, span, 1);
-            bench.world().fetch_add(words[0], 1).expect("the CPU may");
             set(Atomics::Device);
             advise(bench, span, IN_RAM);
+            bench.device_fill(0, span, 1).expect("stores work in RAM");
+            bench.world().fetch_add(words[0], 1).expect("the CPU may");
+            let on_device = mirror.on_device(span);
+            assert_eq!(on_device, PageCount::ZERO, "mapped there, to store");
             assert_eq!(add(), Ok(()));
             assert_eq!(mirror.on_device(span), span.page_count(), "nowhere else");
             advise(bench, span, Advice::PreferredLocation(Preferred::Anywhere));

@@ -107,7 +107,7 @@ impl Dmirror {
                 Err(Failed::Miss(miss)) if self.caps.faults == FaultMode::Declared => {
                     return Err(match miss {
                         Miss::Unmapped => FaultError::NotDeclared { at },
-                        Miss::ReadOnly => FaultError::NotPermitted {
+                        Miss::NotPermitted => FaultError::NotPermitted {
                             at,
                             access: op.access(),
                         },
@@ -143,10 +143,6 @@ impl Dmirror {
     fn attempt(&self, vm: &Vm, at: VirtAddr, op: Op) -> Result<u64, Failed> {
         let _flight = vm.flight.read();
         let target = vm.translate(at, op.access()).map_err(Failed::Miss)?;
-        let in_ram = matches!(target, Target::System(_));
-        if in_ram && !self.caps.atomics_on_ram && op.access() == Access::Atomic {
-            return Err(Failed::Miss(Miss::ReadOnly));
-        }
         yield_now();
         self.reach(target, op)
             .map_err(|NoAnswer| Failed::NoAnswer(target))

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 pub struct Entry {
     /// The page's place.
     pub target: Target,
-    /// Whether stores are allowed.
-    pub writable: bool,
+    /// The most that is allowed.
+    pub allows: Access,
     accessed: bool,
 }
 
@@ -31,15 +31,15 @@ pub(super) struct Vm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Miss {
     Unmapped,
-    ReadOnly,
+    NotPermitted,
 }
 
 impl Vm {
     pub(super) fn translate(&self, at: VirtAddr, access: Access) -> Result<Target, Miss> {
         let mut entries = self.entries.lock();
         let entry = entries.get_mut(&at.page()).ok_or(Miss::Unmapped)?;
-        if access.is_write() && !entry.writable {
-            return Err(Miss::ReadOnly);
+        if access > entry.allows {
+            return Err(Miss::NotPermitted);
         }
         entry.accessed = true;
         Ok(offset(entry.target, at.page_offset()))
@@ -59,6 +59,7 @@ pub(super) struct Tables {
     vms: RwLock<Vec<Option<Arc<Vm>>>>,
     vram: ByteSize,
     coherent: bool,
+    atomics_on_ram: bool,
     has_fabric: bool,
 }
 
@@ -68,6 +69,7 @@ impl Tables {
             vms: RwLock::new(Vec::new()),
             vram: caps.vram,
             coherent: caps.coherent,
+            atomics_on_ram: caps.atomics_on_ram,
             has_fabric: caps.fabric.is_some(),
         }
     }
@@ -102,6 +104,9 @@ impl Tables {
                 }),
             },
             Target::System(_) if !self.coherent => bad("the device cannot reach RAM in place"),
+            Target::System(_) if mapping.allows == Access::Atomic && !self.atomics_on_ram => {
+                bad("atomics on RAM are none")
+            }
             Target::Peer(_) if !self.has_fabric => bad("the device has no fabric"),
             Target::System(_) | Target::Peer(_) => Ok(()),
         }
@@ -138,7 +143,7 @@ impl PageTables for Tables {
         for (i, page) in (0..).zip(mapping.span.pages()) {
             let entry = Entry {
                 target: offset(mapping.target, PageCount::new(i).bytes()),
-                writable: mapping.writable,
+                allows: mapping.allows,
                 accessed: false,
             };
             entries.insert(page, entry);

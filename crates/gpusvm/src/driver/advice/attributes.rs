@@ -58,8 +58,7 @@ pub enum Priority {
 
 /// Where atomic operations of devices work: the kernel's `DRM_XE_ATOMIC`.
 ///
-/// Looked at when a device faults. Page tables here do not tell atomics from stores: where a device's
-/// atomics work on RAM, one through a mapping that an ordinary access made is not noticed.
+/// Mappings say whether they allow atomic operations: one that finds pages where it must not work faults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Atomics {
     /// Wherever the hardware can.
@@ -71,6 +70,18 @@ pub enum Atomics {
     Global,
     /// Of the CPU only: those of devices are refused.
     Cpu,
+}
+
+impl Atomics {
+    /// Whether they may work on RAM, where the hardware can.
+    pub(crate) const fn on_ram(self) -> bool {
+        matches!(self, Self::Undefined | Self::Global)
+    }
+
+    /// Whether they may work on device memory.
+    pub(crate) const fn on_devmem(self) -> bool {
+        !matches!(self, Self::Cpu)
+    }
 }
 
 /// A set of devices.

@@ -180,7 +180,7 @@ fn pass<M: AddressSpace>(
 
 /// Whether the device would not fault, and the pages are where they were asked to be.
 fn is_there<M: AddressSpace>(vm: &Vm<M>, range: &Range<M>, access: Access, to: Location) -> bool {
-    let is_served = fault::is_served(range, access, !vm.caps().coherent);
+    let is_served = fault::is_served(range, access);
     if to == Location::Advised || !range.can_migrate() {
         return is_served;
     }
