@@ -7,6 +7,7 @@
 //! ```
 
 use super::{Location, PrefetchError, PrefetchReason};
+use crate::driver::current::{self, current};
 use crate::driver::fault::{self, MAX_PASSES, Pass, Request};
 use crate::driver::gpuva;
 use crate::driver::place::{self, Placed};
@@ -118,7 +119,7 @@ fn pass<M: AddressSpace>(
         false => Access::Read,
     };
     let request = Request::prefetch(at, access);
-    let mut ctx = fault::context(vm, &request, (advice, around));
+    let ctx = fault::context(vm, &request, (advice, around));
     // As wide as it is bound, which may be wider than what is asked for; or it was unbound meanwhile.
     let Some((within, gpuva::Vma::Mirror)) = vm.vmas.find(at) else {
         return Ok(None);
@@ -132,9 +133,10 @@ fn pass<M: AddressSpace>(
         Err(error) => return stale::refused(&request, error).map(|_| None),
     };
     let serving = range.serve();
-    if range.is_gone() {
-        return Ok(None);
-    }
+    let mut ctx = match current(vm, &request, &range, &serving) {
+        Ok((now, ctx)) if now == advice => ctx,
+        Ok(_) | Err(_) => return Ok(None),
+    };
     let ends = |done, error| {
         let end = range.span().end();
         let done = Some(done);
@@ -143,7 +145,7 @@ fn pass<M: AddressSpace>(
     if is_there(vm, &range, access, to) {
         return ends(Done::Valid, None);
     }
-    if !matches!(vm.svm().range_arm(&range, &serving), Ok(true)) {
+    if current::arm(vm, at, &range, &serving)?.is_some() {
         return Ok(None);
     }
     let mut error = None;
