@@ -7,14 +7,19 @@
     reason = "a test may panic, also outside of its test function"
 )]
 
-use gpusvm::FaultMode;
-use gpusvm::driver::{Advice, Location, Preferred};
+mod common;
+
+use common::{InPlace, within, world_with};
+use gpusvm::driver::{Advice, Declared, Location, Preferred, Vm};
+use gpusvm::{ByteSize, FaultError, FaultMode, SoftGpu};
 use gpusvm_device::Access;
+use gpusvm_mm_linux::{Allocation, Process};
 use gpusvm_mm_sim::Step;
 use gpusvm_pagemap::Cause;
 use gpusvm_testkit::conformance::{Kit, Model, Part, Setup};
 use gpusvm_testkit::world::{Simulated, World};
 use gpusvm_types::PageCount;
+use std::time::Duration;
 
 const FAULTING: Kit = Kit {
     model: Model::Dmirror,
@@ -64,5 +69,41 @@ fn a_range_that_cannot_be_watched_is_forgotten_by_whoever_made_it() {
         injector.disarm();
         assert_eq!(bench.device_fill(0, span, 1), Ok(()));
         bench.expect(span, 1);
+    });
+}
+
+/// The program protects a part of what a launch has declared whose device cannot fault: a range of the
+/// whole cannot be mapped anew. Another launch on that device wants it so, and once took it from the
+/// first. A device that faults has a range of its own, and need not wait for any launch.
+#[test]
+fn a_range_that_was_cut_stays_with_the_launch_that_declared_it() {
+    within(Duration::from_secs(60), || {
+        let gpu = || SoftGpu::builder().vram(ByteSize::mib(4)).units(1);
+        let declares = gpu().fault_mode(FaultMode::Declared).build().unwrap();
+        let gpus = [declares as _, gpu().build().unwrap() as _];
+        let world = world_with(&gpus, InPlace(None));
+        let [declares, faults] = [&world.vms[0], &world.vms[1]];
+        let bytes = Allocation::<u8>::new(&world.process, 2 << 20).unwrap();
+        let (span, access) = (bytes.span(), Access::Read);
+        let declared = [Declared { span, access }];
+        let protect = |len, access| {
+            let first = bytes.as_ptr().cast_mut().cast();
+            // SAFETY: memory of the test, which nobody uses.
+            let done = unsafe { libc::mprotect(first, len, access) };
+            assert_eq!(done, 0);
+        };
+        protect(2 << 20, libc::PROT_READ);
+        let lease = declares.make_resident(&declared).unwrap();
+        let make = |vm: &Vm<Process>, access| vm.make_accessible(span.start(), access);
+        assert_eq!(make(faults, Access::Read), Ok(()));
+        protect((2 << 20) - 4096, libc::PROT_READ | libc::PROT_WRITE);
+        let refused = make(declares, Access::Write);
+        let is_refused = matches!(refused, Err(FaultError::Gave { .. }));
+        assert!(declares.svm().has_mapping(span), "a launch needs it");
+        assert!(is_refused, "{refused:?}");
+        assert_eq!(make(faults, Access::Write), Ok(()));
+        drop(lease);
+        assert_eq!(make(declares, Access::Write), Ok(()));
+        protect(2 << 20, libc::PROT_READ | libc::PROT_WRITE);
     });
 }

@@ -107,7 +107,9 @@ pub(crate) fn not_mapped<M: AddressSpace>(
         GetPagesError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
         // Permissions of a part of it changed, and cut the mapping: ranges of the parts take its place.
         GetPagesError::Unmapped { .. } if is_cut(vm, range) => {
-            vm.svm().range_remove(range);
+            if vm.may_change(range) {
+                vm.svm().range_remove(range);
+            }
             Ok(Pass::Stale(StaleReason::Cut))
         }
         GetPagesError::Unmapped { .. } => Ok(Pass::Stale(StaleReason::Unmapped)),

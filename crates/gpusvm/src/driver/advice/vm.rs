@@ -6,6 +6,7 @@ use super::{AdviseError, Advised, AdvisedBy};
 use crate::driver::counters;
 use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::vm::Vm;
+use gpusvm_device::FaultMode;
 use gpusvm_mm::{AddressSpace, Block, Home, MmError};
 use gpusvm_pagemap::{Cause, MigrateError, Pagemap, Peer};
 use gpusvm_svm::Range;
@@ -108,8 +109,10 @@ impl<M: AddressSpace> Vm<M> {
     }
 
     /// Whether nothing of the range has to stay as it is mapped, for a launch whose device cannot fault.
+    /// What another device needs of its pages is nothing to the mappings of one that faults.
     pub(crate) fn may_change(&self, range: &Range<M>) -> bool {
-        !self.region.devices().stays().is_staying(range.span())
+        self.caps().faults == FaultMode::Replayable
+            || !self.region.devices().stays().is_staying(range.span())
     }
 
     /// Brings the pages of a range home, unless a launch needs them where they are.
