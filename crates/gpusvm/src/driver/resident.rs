@@ -151,6 +151,8 @@ impl<M: AddressSpace> Vm<M> {
             let stays = self.region.devices().stays();
             lease.stays.push(stays.stay(range.span()));
         }
+        // Before the block is locked. Who advises otherwise waits until the range is not served.
+        let (advice, _) = self.advised_around(range.span().start());
         // Pages that cannot migrate need no lease to stay where they are.
         let block = match range.can_migrate().then(|| mm.lock_block(range.span())) {
             Some(Ok(block)) => Some(block),
@@ -169,7 +171,6 @@ impl<M: AddressSpace> Vm<M> {
             }
         }
         // Asked with the block locked: nothing was taken since the leases.
-        let (advice, _) = self.advised_around(range.span().start());
         let needs_devmem = fault::needs_devmem(access, self.caps(), &advice);
         let mapped = fault::is_served(range, access, needs_devmem) && !range.is_gone();
         drop(block);
