@@ -210,6 +210,41 @@ fn a_handler_that_panics_takes_nobody_with_it() {
     });
 }
 
+/// The lane of a fault that was parked once waited for ever: whether it is served by now was asked where
+/// no panic was caught.
+#[test]
+fn a_panic_over_a_parked_fault_takes_nobody_with_it() {
+    let _alone = alone();
+    within(Duration::from_secs(120), || {
+        let lab = Lab::new(1, Stay(Duration::ZERO));
+        lab.gpu.hold(1);
+        let launch = lab.launch(0, 4);
+        lab.gpu.wait_held(1);
+        wait_until("all are taken", || lab.gpu.taken() == 4);
+        lab.gpu.panic_after_an_answer();
+        lab.gpu.open();
+        wait_until("all are answered", || launch.is_done());
+        let error = launch.wait().unwrap_err();
+        assert!(
+            matches!(
+                error,
+                LaunchError::Lanes {
+                    failed: 1,
+                    first: LaneError::Fault(FaultError::Gave {
+                        reason: "its handler panicked",
+                        ..
+                    }),
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let added: u64 = lab.words.iter().sum();
+        assert_eq!(added, 3, "all but one lane");
+        lab.finish();
+    });
+}
+
 #[test]
 fn the_last_fault_says_what_became_of_it() {
     let _alone = alone();

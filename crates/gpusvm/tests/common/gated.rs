@@ -17,6 +17,17 @@ pub(crate) struct Gated {
     gate: Mutex<Gate>,
     changed: Condvar,
     faults: Mutex<Faults>,
+    panics: Mutex<Panics>,
+}
+
+/// When somebody panics who asks what the device can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Panics {
+    #[default]
+    Never,
+    /// Who asks first after a fault was resolved.
+    AfterAnAnswer,
+    Now,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +51,7 @@ impl Gated {
             gate: Mutex::default(),
             changed: Condvar::new(),
             faults: Mutex::default(),
+            panics: Mutex::default(),
         })
     }
 
@@ -81,6 +93,11 @@ impl Gated {
         }
     }
 
+    /// Who asks for the capabilities next after a fault was resolved panics, once.
+    pub(crate) fn panic_after_an_answer(&self) {
+        *self.panics.lock().unwrap() = Panics::AfterAnAnswer;
+    }
+
     /// How many faults were taken.
     pub(crate) fn taken(&self) -> usize {
         self.faults.lock().unwrap().seen.len()
@@ -96,6 +113,13 @@ impl Gated {
 
 impl Device for Gated {
     fn caps(&self) -> &Caps {
+        let mut panics = self.panics.lock().unwrap();
+        let is_to_panic = *panics == Panics::Now;
+        if is_to_panic {
+            *panics = Panics::Never;
+        }
+        drop(panics);
+        assert!(!is_to_panic, "a test wants this panic");
         self.gpu.caps()
     }
 
@@ -143,6 +167,11 @@ impl FaultQueue for Gated {
         let mut faults = self.faults.lock().unwrap();
         faults.seen.entry(fault.id).or_default().1 += 1;
         drop(faults);
+        let mut panics = self.panics.lock().unwrap();
+        if *panics == Panics::AfterAnAnswer {
+            *panics = Panics::Now;
+        }
+        drop(panics);
         self.gpu.fault_queue().unwrap().resolve(fault, verdict);
     }
 
