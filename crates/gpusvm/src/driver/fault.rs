@@ -161,7 +161,10 @@ fn make<M: AddressSpace>(
             Pass::Stale(reason) => {
                 last = reason;
                 counters::count(&vm.counters.stale_passes);
-                back_off(attempt);
+                match reason {
+                    StaleReason::Leased => stale::wait_for_leases(vm, request.at),
+                    _ => back_off(attempt),
+                }
             }
         }
     }
@@ -215,7 +218,7 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     let placed = if range.can_migrate() {
         place(vm, request, &range, (attempt, advice), &mut ctx)?
     } else {
-        Placed::default()
+        Placed::NOWHERE
     };
     map(vm, request, &range, &ctx, placed)
 }
@@ -229,7 +232,11 @@ pub(crate) fn map<M: AddressSpace>(
     placed: Placed,
 ) -> Result<Pass, FaultError> {
     gpusvm_sync::walk!("map");
-    let Placed { again, copies } = placed;
+    let Placed {
+        again,
+        wanted,
+        copies,
+    } = placed;
     let has_copies = copies.is_some();
     let reach = Reach {
         device: ONLY,
@@ -249,7 +256,7 @@ pub(crate) fn map<M: AddressSpace>(
         true => Served::InDeviceMemory,
         false => Served::InPlace,
     };
-    let again = again.filter(|_| served == Served::InPlace);
+    let again = again.filter(|_| served != wanted);
     let bound = vm.svm().commit(range, prepared, |proof, runs| {
         let _time = vm.time(range, Stage::Bind);
         vm.bind(proof, runs)

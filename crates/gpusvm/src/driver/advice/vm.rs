@@ -115,25 +115,23 @@ impl<M: AddressSpace> Vm<M> {
             || !self.region.devices().stays().is_staying(range.span())
     }
 
-    /// Brings the pages of a range home, unless a launch needs them where they are.
-    pub(crate) fn take_home(&self, range: &Range<M>) -> Result<(), MmError> {
-        let mm = self.svm().mm();
-        let is_leased = match mm.lock_block(range.span()) {
-            Ok(block) => {
-                let pagemaps = self.region.devices().pagemaps();
-                let devmem_of = |page| pagemaps.page_to_pagemap(page)?.devmem_of(page);
-                let mut homes = range.span().pages().map(|page| block.home(page));
-                homes.any(|home| match home {
-                    Home::Device(page) => devmem_of(page).is_some_and(|devmem| devmem.is_leased()),
-                    _ => false,
-                })
-            }
-            Err(error) => return Err(error),
+    /// Brings the pages of a range home. `false` when a launch needs any of them where they are: a lease
+    /// can last long, and is not waited for by who serves the range.
+    pub(crate) fn take_home(&self, range: &Range<M>) -> Result<bool, MmError> {
+        let is_leased = {
+            let block = self.svm().mm().lock_block(range.span())?;
+            let pagemaps = self.region.devices().pagemaps();
+            let devmem_of = |page| pagemaps.page_to_pagemap(page)?.devmem_of(page);
+            let mut homes = range.span().pages().map(|page| block.home(page));
+            homes.any(|home| match home {
+                Home::Device(page) => devmem_of(page).is_some_and(|devmem| devmem.is_leased()),
+                _ => false,
+            })
         };
-        match is_leased {
-            true => Ok(()),
-            false => self.svm().range_evict(range),
+        if is_leased {
+            return Ok(false);
         }
+        self.svm().range_evict(range).map(|()| true)
     }
 
     /// What is advised changed: what is mapped goes, with its ranges, which may be made otherwise now.
