@@ -1,7 +1,7 @@
 //! Advice through a device address space, and what it does to what is mapped.
 
 use super::attributes::{Advice, Attributes, DeviceSet, Preferred, is_chunk};
-use super::map::Change;
+use super::map::{Change, Outcome};
 use super::{AdviseError, Advised, AdvisedBy};
 use crate::driver::counters;
 use crate::driver::revisit::BUSY_AGAIN;
@@ -21,7 +21,7 @@ impl<M: AddressSpace> Vm<M> {
     ///
     /// # Errors
     ///
-    /// See [`AdviseError`].
+    /// See [`AdviseError`]. `NotMirrored` also of what went meanwhile: then the rest is advised.
     pub fn advise(&self, span: Span, advice: Advice) -> Result<(), AdviseError> {
         let devices = self.region.devices();
         let named = match advice {
@@ -42,13 +42,14 @@ impl<M: AddressSpace> Vm<M> {
         }
         let (device, vm) = (self.device_number(), self.id());
         let by = AdvisedBy { device, vm };
-        let changes = devices
-            .advice()
-            .advise(&**self.svm().mm(), span, (advice, by))?;
+        let Outcome { changes, gone } =
+            devices
+                .advice()
+                .advise(&**self.svm().mm(), span, (advice, by))?;
         for vm in devices.vms() {
             changes.iter().for_each(|change| vm.reconsider(change));
         }
-        Ok(())
+        gone.map_or(Ok(()), |span| Err(AdviseError::NotMirrored { span }))
     }
 
     /// What is advised of the pages of `span`: ascending, without holes, also where that is nothing.
