@@ -1,4 +1,4 @@
-//! Advice, on this process.
+//! Advice, on this process, and on one whose memory goes at any time.
 
 #![allow(
     clippy::allow_attributes,
@@ -10,8 +10,12 @@ mod common;
 
 use common::{Map, add_one, can_adopt, engine, two_devices, within};
 use gpusvm::{
-    Advice, AdviseError, Atomics, ByteSize, Error, MigrateOnTouch, Preferred, Priority, Svm, SvmPtr,
+    Advice, AdviseError, Atomics, ByteSize, Error, FaultMode, MigrateOnTouch, Preferred, Priority,
+    Svm, SvmPtr,
 };
+use gpusvm_testkit::conformance::{Kit, Model, Part, Setup};
+use gpusvm_testkit::world::{Simulated, World};
+use gpusvm_types::{PageCount, Span};
 use std::time::Duration;
 
 const BLOCK: usize = 2 << 20;
@@ -134,5 +138,39 @@ fn advice_changes_under_launches() {
             let stats = svm.shutdown().unwrap();
             assert_eq!((stats.failed_faults, stats.vram_used_bytes), (0, 0));
         }
+    });
+}
+
+/// Half of the memory goes while all of it is advised, which fails. Once nobody was told then of what was
+/// advised of the other half, and the device went on as before.
+#[test]
+fn what_is_left_of_memory_that_goes_is_advised_in_earnest() {
+    let kit = Kit {
+        model: Model::Dmirror,
+        faults: FaultMode::Replayable,
+    };
+    kit.race::<Simulated>(&Setup::default(), |bench| {
+        let all = bench.memory(1024);
+        let half = PageCount::new(512);
+        let [left, goes] = [PageCount::ZERO, half].map(|from| all.first_page() + from);
+        let [left, goes] = [left, goes].map(|first| Span::of_pages(first, half));
+        let touched = Span::of_pages(left.first_page(), PageCount::new(16));
+        bench.fill(touched, 1);
+        bench.device_expect(0, touched, 1);
+        let advises: Part<Simulated> = Box::new(move |bench| {
+            let advised = bench.mirror().vm.advise(all, IN_RAM);
+            let is_gone = matches!(advised, Err(AdviseError::NotMirrored { .. }));
+            assert!(is_gone || advised == Ok(()), "{advised:?}");
+        });
+        let unmaps: Part<Simulated> = Box::new(move |bench| bench.world().unmap(goes));
+        bench.run(vec![advises, unmaps]);
+        let vm = &bench.mirror().vm;
+        let advised = vm.advice(left);
+        if advised[0].attributes.preferred == Preferred::Ram {
+            assert_eq!(advised[0].span, left);
+            assert!(!vm.svm().has_mapping(touched), "mapped as before");
+        }
+        assert!(vm.advice(goes).iter().all(|it| it.by.is_none()));
+        bench.device_expect(0, touched, 1);
     });
 }

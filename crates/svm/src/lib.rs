@@ -59,5 +59,5 @@ pub use get_pages::{PageRun, Prepared, Reach};
 pub use gpusvm::{Config, GpuSvm, Quiesced, SvmOps};
 pub use history::History;
 pub use pages::{Pages, Permission};
-pub use range::{DeviceIndex, Range};
+pub use range::{DeviceIndex, Range, Serving};
 pub use scan::Scan;

@@ -121,8 +121,9 @@ impl<M: AddressSpace> Vm<M> {
         if homes.iter().all(is_here) {
             return Ok(None);
         }
-        if homes.iter().any(|home| matches!(home, Home::Device(_))) {
-            mm.range_fault(span, None, Intent::Read, &mut homes)?;
+        let is_on_a_device = |home: &Home| matches!(home, Home::Device(_));
+        if homes.iter().any(is_on_a_device) && !self.take_home(range)? {
+            return Err(MigrateError::NothingCollected { span });
         }
         let ops = self.region.ops();
         let devmem = ops.allocate(pagemap, span.page_count());

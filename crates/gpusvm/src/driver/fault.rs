@@ -12,6 +12,7 @@
 
 use crate::driver::advice::{Atomics, Attributes};
 use crate::driver::counters;
+use crate::driver::current::{arm, current};
 use crate::driver::place::{Placed, place};
 use crate::driver::region::VramRegion;
 use crate::driver::report::{FaultReport, Served};
@@ -20,7 +21,7 @@ use crate::driver::stale::{self, StaleReason};
 use crate::driver::vm::Vm;
 use core::time::Duration;
 use gpusvm_device::{Access, DeviceFault, FaultError, FaultMode, Verdict};
-use gpusvm_mm::{AddressSpace, MmError, Time};
+use gpusvm_mm::{AddressSpace, Time};
 use gpusvm_pagemap::Cause;
 use gpusvm_svm::{DeviceIndex, FaultCtx, FindError, Permission, Range, Reach};
 use gpusvm_sync::Arc;
@@ -153,7 +154,10 @@ fn make<M: AddressSpace>(
             Pass::Stale(reason) => {
                 last = reason;
                 counters::count(&vm.counters.stale_passes);
-                back_off(attempt);
+                match reason {
+                    StaleReason::Leased => stale::wait_for_leases(vm, request.at),
+                    _ => back_off(attempt),
+                }
             }
         }
     }
@@ -188,17 +192,10 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     };
     let _time = vm.time(&range, Stage::Pass);
     let serving = range.serve();
-    if range.is_gone() {
-        return Ok(Pass::Stale(StaleReason::Gone));
-    }
-    // What counts is what is advised from here on: who advises otherwise waits for the range.
-    let (advice, around) = vm.advised_around(request.at);
-    let mut ctx = context(vm, request, (advice, around));
-    let is_as_advised = around.covers(range.span()) && advice.allows(range.span());
-    if !is_as_advised && vm.may_change(&range) {
-        vm.svm().range_remove(&range);
-        return Ok(Pass::Stale(StaleReason::Advised));
-    }
+    let (advice, mut ctx) = match current(vm, request, &range, &serving) {
+        Ok(current) => current,
+        Err(reason) => return Ok(Pass::Stale(reason)),
+    };
     if request.access == Access::Atomic && advice.atomics == Atomics::Cpu {
         let Request { at, access, .. } = *request;
         return Err(FaultError::NotPermitted { at, access });
@@ -208,22 +205,13 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
         vm.counters.stages.count_coalesced(range.span());
         return Ok(Pass::Bound(Served::Coalesced));
     }
-    match vm.svm().range_arm(&range, &serving) {
-        Ok(true) => {}
-        Ok(false) => return Ok(Pass::Stale(StaleReason::Gone)),
-        Err(FindError::Mm(MmError::Gone)) => return Err(FaultError::Closed { at: request.at }),
-        // Unmapped, or not mirrored any more, since the range was found. Nobody else tells a range that
-        // was made at that very moment.
-        Err(_) => {
-            drop(serving);
-            vm.svm().range_remove(&range);
-            return Ok(Pass::Stale(StaleReason::NotMirrored));
-        }
+    if let Some(reason) = arm(vm, request.at, &range, &serving)? {
+        return Ok(Pass::Stale(reason));
     }
     let placed = if range.can_migrate() {
         place(vm, request, &range, (attempt, advice), &mut ctx)?
     } else {
-        Placed::default()
+        Placed::NOWHERE
     };
     map(vm, request, &range, &ctx, placed)
 }
@@ -237,7 +225,11 @@ pub(crate) fn map<M: AddressSpace>(
     placed: Placed,
 ) -> Result<Pass, FaultError> {
     gpusvm_sync::walk!("map");
-    let Placed { again, copies } = placed;
+    let Placed {
+        again,
+        wanted,
+        copies,
+    } = placed;
     let has_copies = copies.is_some();
     let reach = Reach {
         device: ONLY,
@@ -257,7 +249,7 @@ pub(crate) fn map<M: AddressSpace>(
         true => Served::InDeviceMemory,
         false => Served::InPlace,
     };
-    let again = again.filter(|_| served == Served::InPlace);
+    let again = again.filter(|_| served != wanted);
     let bound = vm.svm().commit(range, prepared, |proof, runs| {
         let _time = vm.time(range, Stage::Bind);
         vm.bind(proof, runs)

@@ -1,5 +1,6 @@
 //! Pages to the device, and no mapping.
 
+use crate::driver::current;
 use crate::driver::gpuva::Vma;
 use crate::driver::vm::Vm;
 use gpusvm_mm::{AddressSpace, MmError};
@@ -68,7 +69,7 @@ impl<M: AddressSpace> Vm<M> {
             let span = range.span();
             return Ok((end, Err(MigrateError::NotAnonymous { span })));
         }
-        let armed = self.svm().range_arm(&range, &serving);
+        let armed = current::range_arm(self, &range, &serving);
         if !armed.map_err(|error| not_found(page, error))? {
             let span = range.span();
             return Ok((end, Err(MigrateError::NoMapping { span })));

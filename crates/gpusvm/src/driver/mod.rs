@@ -57,6 +57,7 @@
 pub mod worker; // threads that take faults
 pub(crate) mod intake; // which fault is served, and which waits for it
 pub(crate) mod fault; // the story
+pub(crate) mod current; // what is true of a range that is served
 pub(crate) mod place; // where pages go
 pub(crate) mod stale; // what is in the way
 pub(crate) mod policy; // what to do, never how

@@ -13,6 +13,7 @@ use crate::driver::advice::Attributes;
 use crate::driver::duplicate;
 use crate::driver::fault::{MAX_PASSES, ONLY, Request};
 use crate::driver::policy::{Destination, FaultInfo};
+use crate::driver::report::Served;
 use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::stages::Stage;
 use crate::driver::vm::Vm;
@@ -23,12 +24,23 @@ use gpusvm_pagemap::MigrateError;
 use gpusvm_svm::{Copies, FaultCtx, Range};
 
 /// What was done about where the pages of a range are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Placed {
-    /// When to look again if pages of it are in RAM all the same.
+    /// When to look again if pages of it are not where they are wanted.
     pub(crate) again: Option<Duration>,
+    /// Where they are wanted.
+    pub(crate) wanted: Served,
     /// For the device to read.
     pub(crate) copies: Option<Copies>,
+}
+
+impl Placed {
+    /// They stay where they are.
+    pub(crate) const NOWHERE: Self = Self {
+        again: None,
+        wanted: Served::InDeviceMemory,
+        copies: None,
+    };
 }
 
 /// Asks the policy whether the range moves, and for how long, and moves it, or copies it. Where only
@@ -59,13 +71,15 @@ pub(crate) fn place<M: AddressSpace>(
     if plan.duplicate && !access.is_write() && attempt < MAX_PASSES {
         let copies = duplicate::duplicate(vm, range);
         if copies.is_some() {
-            let again = None;
-            return Ok(Placed { again, copies });
+            return Ok(Placed {
+                copies,
+                ..Placed::NOWHERE
+            });
         }
     }
     let stays = |again| Placed {
         again,
-        copies: None,
+        ..Placed::NOWHERE
     };
     if !plan.migrate && !ctx.devmem_only {
         return Ok(stays(plan.ask_again));
@@ -74,7 +88,14 @@ pub(crate) fn place<M: AddressSpace>(
         return Ok(stays(Some(BUSY_AGAIN)));
     }
     let again = match plan.to {
-        Destination::Ram if !ctx.devmem_only => take_home(vm, request, range),
+        Destination::Ram if !ctx.devmem_only => {
+            let again = take_home(vm, request, range)?;
+            let wanted = Served::InPlace;
+            return Ok(Placed {
+                wanted,
+                ..stays(again)
+            });
+        }
         Destination::Device(device) if attempt < MAX_PASSES => {
             migrate_to_peer(vm, request, range, (device, ctx))
         }
@@ -90,9 +111,9 @@ fn take_home<M: AddressSpace>(
     range: &Range<M>,
 ) -> Result<Option<Duration>, FaultError> {
     match vm.take_home(range) {
-        Ok(()) => Ok(None),
+        Ok(true) => Ok(None),
         Err(MmError::Gone) => Err(FaultError::Closed { at: request.at }),
-        Err(_) => Ok(Some(BUSY_AGAIN)),
+        Ok(false) | Err(_) => Ok(Some(BUSY_AGAIN)),
     }
 }
 

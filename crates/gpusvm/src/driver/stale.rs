@@ -32,6 +32,8 @@ pub(crate) enum StaleReason {
     NotOnDevice,
     /// Pages were in two memories, or out of reach, and have come home.
     Gathered,
+    /// They are, and a launch needs some of them there.
+    Leased,
     /// Something changed between the look and the mapping.
     Invalidated,
 }
@@ -54,6 +56,9 @@ impl StaleReason {
             }
             Self::Gathered => {
                 "it was not stable for long enough: pages keep leaving RAM, where they were gathered"
+            }
+            Self::Leased => {
+                "it was not stable for long enough: a launch needs pages of it on another device"
             }
             Self::Invalidated => {
                 "it was not stable for long enough: what was found keeps being invalidated"
@@ -99,21 +104,33 @@ pub(crate) fn not_mapped<M: AddressSpace>(
         | GetPagesError::Mixed { .. }
         | GetPagesError::OutOfReach { .. } => {
             counters::count(&vm.counters.gathered);
-            match vm.svm().range_evict(range) {
+            match vm.take_home(range) {
                 Err(MmError::Gone) => Err(FaultError::Closed { at }),
-                _ => Ok(Pass::Stale(StaleReason::Gathered)),
+                Ok(false) => Ok(Pass::Stale(StaleReason::Leased)),
+                Ok(true) | Err(_) => Ok(Pass::Stale(StaleReason::Gathered)),
             }
         }
         GetPagesError::Mm(MmError::Gone) => Err(FaultError::Closed { at }),
         // Permissions of a part of it changed, and cut the mapping: ranges of the parts take its place.
         GetPagesError::Unmapped { .. } if is_cut(vm, range) => {
-            vm.svm().range_remove(range);
+            if vm.may_change(range) {
+                vm.svm().range_remove(range);
+            }
             Ok(Pass::Stale(StaleReason::Cut))
         }
         GetPagesError::Unmapped { .. } => Ok(Pass::Stale(StaleReason::Unmapped)),
         GetPagesError::NotOnDevice { .. } => Ok(Pass::Stale(StaleReason::NotOnDevice)),
         _ => Ok(Pass::Stale(StaleReason::Moving)),
     }
+}
+
+/// Waits until the pages of the range of `at` are home, or for so long as that takes at most
+/// ([`HELD_TIMEOUT`](gpusvm_mm::range_fault::HELD_TIMEOUT)). Called by nobody who serves a range: others
+/// of the same block go on meanwhile.
+pub(crate) fn wait_for_leases<M: AddressSpace>(vm: &Vm<M>, at: VirtAddr) {
+    let range = vm.svm().range_find(at);
+    // Whether they are home, the next pass sees.
+    let _ = range.map(|range| vm.svm().range_evict(&range));
 }
 
 /// Whether no one mapping covers the range.

@@ -105,10 +105,12 @@ impl<M: AddressSpace> Crew<'_, M> {
             return;
         };
         self.relieve(scope);
-        self.queue.resolve(fault, self.serve(fault));
+        let verdict = verdict_of(fault, || self.serve(fault));
+        self.queue.resolve(fault, verdict);
         while let Some(parked) = lead.next() {
-            let verdict = fault::replay(self.region, &parked);
-            let verdict = verdict.unwrap_or_else(|| self.serve(&parked));
+            let verdict = verdict_of(&parked, || {
+                fault::replay(self.region, &parked).unwrap_or_else(|| self.serve(&parked))
+            });
             self.queue.resolve(&parked, verdict);
         }
     }
@@ -131,16 +133,20 @@ impl<M: AddressSpace> Crew<'_, M> {
     }
 
     fn serve(&self, fault: &DeviceFault) -> Verdict {
-        let at = fault.at;
-        let Some(vm) = self.region.vm(fault.vm) else {
-            return Verdict::Fail(FaultError::Closed { at });
-        };
-        let served = catch_unwind(AssertUnwindSafe(|| vm.serve(fault)));
-        served.unwrap_or(Verdict::Fail(FaultError::Gave {
-            at,
-            reason: "its handler panicked",
-        }))
+        match self.region.vm(fault.vm) {
+            Some(vm) => vm.serve(fault),
+            None => Verdict::Fail(FaultError::Closed { at: fault.at }),
+        }
     }
+}
+
+/// A fault that was taken is answered, whatever happens meanwhile: its launch would wait for ever.
+fn verdict_of(fault: &DeviceFault, serve: impl FnOnce() -> Verdict) -> Verdict {
+    let served = catch_unwind(AssertUnwindSafe(serve));
+    served.unwrap_or(Verdict::Fail(FaultError::Gave {
+        at: fault.at,
+        reason: "its handler panicked",
+    }))
 }
 
 const NO_FAULT: DeviceFault = DeviceFault {
@@ -150,3 +156,18 @@ const NO_FAULT: DeviceFault = DeviceFault {
     access: Access::Read,
     stale: false,
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_verdict() {
+        let at = VirtAddr::new(0x5000);
+        let fault = DeviceFault { at, ..NO_FAULT };
+        assert_eq!(verdict_of(&fault, || Verdict::Replay), Verdict::Replay);
+        let verdict = verdict_of(&fault, || panic!("a test wants this panic"));
+        let reason = "its handler panicked";
+        assert_eq!(verdict, Verdict::Fail(FaultError::Gave { at, reason }));
+    }
+}

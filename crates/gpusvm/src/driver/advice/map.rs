@@ -42,24 +42,34 @@ pub(crate) struct Change {
     pub(crate) after: Attributes,
 }
 
+/// What became of advice.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// What is advised otherwise than before.
+    pub(crate) changes: Vec<Change>,
+    /// What went while the rest was advised: nothing is advised of it.
+    pub(crate) gone: Option<Span>,
+}
+
 impl AdviceMap {
     /// Whether anything is advised of any memory.
     pub(crate) fn is_used(&self) -> bool {
         self.is_used.load(Ordering::Acquire)
     }
 
-    /// Advises. Says what changed: nothing, where it was advised before.
+    /// Advises. Says what changed: nothing, where it was advised before. Nothing is advised and nothing is
+    /// watched that was not, where this fails.
     pub(crate) fn advise<M: AddressSpace>(
         &self,
         mm: &M,
         span: Span,
         (advice, by): (Advice, AdvisedBy),
-    ) -> Result<Vec<Change>, AdviseError> {
+    ) -> Result<Outcome, AdviseError> {
         let mut advising = self.advising.lock();
         if advising.is_none() {
             *advising = Some(Notices::subscribe(&self.notices, mm));
         }
-        let mappings = watch(mm, span)?;
+        let mappings = self.watch(mm, span)?;
         let mut changes = Vec::new();
         {
             let mut tree = self.tree.lock();
@@ -90,16 +100,16 @@ impl AdviceMap {
                     (attributes != Attributes::default()).then_some(entry)
                 });
             }
-            self.is_used.store(!tree.is_empty(), Ordering::Release);
         }
-        self.unwatch_unused(mm, &mappings);
         // It may have been unmapped after it was watched, and before it was known here.
-        for (part, token) in mappings {
-            if let Some(gone) = first_gone(mm, part, token) {
-                return Err(AdviseError::NotMirrored { span: gone });
-            }
+        let mut gone = None;
+        for &(part, token) in &mappings {
+            gone = gone.or(self.forget_gone(mm, part, token));
         }
-        Ok(changes)
+        let is_used = !self.tree.lock().is_empty();
+        self.is_used.store(is_used, Ordering::Release);
+        self.unwatch_unused(mm, &mappings);
+        Ok(Outcome { changes, gone })
     }
 
     /// What is advised of the page at `at`, and how far around it the same is, within its block.
@@ -191,13 +201,48 @@ impl AdviceMap {
         }
         let pieces: Vec<_> = self.tree.lock().all().collect();
         for (piece, Entry { token, .. }) in pieces {
-            each_part(mm, piece, token, |part, is_there| {
-                if !is_there {
-                    let other = |entry: &Entry| entry.token != token;
-                    self.tree.lock().update(part, |entry| entry.filter(other));
-                }
-            });
+            self.forget_gone(mm, piece, token);
         }
+    }
+
+    /// Forgets what was advised of pages of a mapping that are gone. The first of them.
+    fn forget_gone<M: AddressSpace>(&self, mm: &M, span: Span, token: ArmToken) -> Option<Span> {
+        let mut gone = None;
+        each_part(mm, span, token, |part, is_there| {
+            if !is_there {
+                let other = |entry: &Entry| entry.token != token;
+                self.tree.lock().update(part, |entry| entry.filter(other));
+                gone = gone.or(Some(part));
+            }
+        });
+        gone
+    }
+
+    /// Watches `span`, all of which must be mirrored. Says which mappings it is in.
+    fn watch<M: AddressSpace>(
+        &self,
+        mm: &M,
+        span: Span,
+    ) -> Result<Vec<(Span, ArmToken)>, AdviseError> {
+        let mut watched: Vec<(Span, ArmToken)> = Vec::new();
+        // Block by block: of one that is refused, nothing is watched.
+        for piece in mirrored_parts(mm, span)?
+            .iter()
+            .flat_map(|part| part.blocks())
+        {
+            match (mm.watch(piece), watched.last_mut()) {
+                (Ok(token), Some((part, of))) if *of == token => *part = part.union(piece),
+                (Ok(token), _) => watched.push((piece, token)),
+                (Err(error), _) => {
+                    self.unwatch_unused(mm, &watched);
+                    return Err(match error {
+                        MmError::NotMirrored { span } => AdviseError::NotMirrored { span },
+                        error => AdviseError::Mm(error),
+                    });
+                }
+            }
+        }
+        Ok(watched)
     }
 
     /// Blocks of which nothing is advised need not be watched.
@@ -214,8 +259,8 @@ impl AdviceMap {
     }
 }
 
-/// Watches `span`, all of which must be mirrored. Says which mappings it is in.
-fn watch<M: AddressSpace>(mm: &M, span: Span) -> Result<Vec<(Span, ArmToken)>, AdviseError> {
+/// `span` by the mappings it is in, all of which must be mirrored.
+fn mirrored_parts<M: AddressSpace>(mm: &M, span: Span) -> Result<Vec<Span>, AdviseError> {
     let mut parts = Vec::new();
     let mut rest = Some(span);
     while let Some(left) = rest {
@@ -228,12 +273,7 @@ fn watch<M: AddressSpace>(mm: &M, span: Span) -> Result<Vec<(Span, ArmToken)>, A
         parts.push(part);
         rest = Span::new(part.end(), left.end()).ok();
     }
-    let watch = |part| match mm.watch(part) {
-        Ok(token) => Ok((part, token)),
-        Err(MmError::NotMirrored { span }) => Err(AdviseError::NotMirrored { span }),
-        Err(error) => Err(AdviseError::Mm(error)),
-    };
-    parts.into_iter().map(watch).collect()
+    Ok(parts)
 }
 
 /// How far around `at` the same is advised, within `block`.
@@ -273,14 +313,4 @@ fn each_part<M: AddressSpace>(
         let end = part.unwrap_or_else(|| Span::page_of(left.start())).end();
         rest = Span::new(end, left.end()).ok();
     }
-}
-
-fn first_gone<M: AddressSpace>(mm: &M, span: Span, token: ArmToken) -> Option<Span> {
-    let mut gone = None;
-    each_part(mm, span, token, |part, is_there| {
-        if !is_there && gone.is_none() {
-            gone = Some(part);
-        }
-    });
-    gone
 }

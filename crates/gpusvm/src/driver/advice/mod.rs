@@ -72,7 +72,8 @@ pub struct AdvisedBy {
     pub vm: VmId,
 }
 
-/// Why something cannot be advised. Nothing of it is, then, unless the memory went meanwhile.
+/// Why something cannot be advised. Nothing of it is, then; unless a part of the memory went meanwhile:
+/// the rest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdviseError {

@@ -1,11 +1,12 @@
 //! Advice through a device address space, and what it does to what is mapped.
 
 use super::attributes::{Advice, Attributes, DeviceSet, Preferred, is_chunk};
-use super::map::Change;
+use super::map::{Change, Outcome};
 use super::{AdviseError, Advised, AdvisedBy};
 use crate::driver::counters;
 use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::vm::Vm;
+use gpusvm_device::FaultMode;
 use gpusvm_mm::{AddressSpace, Block, Home, MmError};
 use gpusvm_pagemap::{Cause, MigrateError, Pagemap, Peer};
 use gpusvm_svm::Range;
@@ -20,7 +21,7 @@ impl<M: AddressSpace> Vm<M> {
     ///
     /// # Errors
     ///
-    /// See [`AdviseError`].
+    /// See [`AdviseError`]. `NotMirrored` also of what went meanwhile: then the rest is advised.
     pub fn advise(&self, span: Span, advice: Advice) -> Result<(), AdviseError> {
         let devices = self.region.devices();
         let named = match advice {
@@ -41,13 +42,14 @@ impl<M: AddressSpace> Vm<M> {
         }
         let (device, vm) = (self.device_number(), self.id());
         let by = AdvisedBy { device, vm };
-        let changes = devices
-            .advice()
-            .advise(&**self.svm().mm(), span, (advice, by))?;
+        let Outcome { changes, gone } =
+            devices
+                .advice()
+                .advise(&**self.svm().mm(), span, (advice, by))?;
         for vm in devices.vms() {
             changes.iter().for_each(|change| vm.reconsider(change));
         }
-        Ok(())
+        gone.map_or(Ok(()), |span| Err(AdviseError::NotMirrored { span }))
     }
 
     /// What is advised of the pages of `span`: ascending, without holes, also where that is nothing.
@@ -108,29 +110,29 @@ impl<M: AddressSpace> Vm<M> {
     }
 
     /// Whether nothing of the range has to stay as it is mapped, for a launch whose device cannot fault.
+    /// What another device needs of its pages is nothing to the mappings of one that faults.
     pub(crate) fn may_change(&self, range: &Range<M>) -> bool {
-        !self.region.devices().stays().is_staying(range.span())
+        self.caps().faults == FaultMode::Replayable
+            || !self.region.devices().stays().is_staying(range.span())
     }
 
-    /// Brings the pages of a range home, unless a launch needs them where they are.
-    pub(crate) fn take_home(&self, range: &Range<M>) -> Result<(), MmError> {
-        let mm = self.svm().mm();
-        let is_leased = match mm.lock_block(range.span()) {
-            Ok(block) => {
-                let pagemaps = self.region.devices().pagemaps();
-                let devmem_of = |page| pagemaps.page_to_pagemap(page)?.devmem_of(page);
-                let mut homes = range.span().pages().map(|page| block.home(page));
-                homes.any(|home| match home {
-                    Home::Device(page) => devmem_of(page).is_some_and(|devmem| devmem.is_leased()),
-                    _ => false,
-                })
-            }
-            Err(error) => return Err(error),
+    /// Brings the pages of a range home. `false` when a launch needs any of them where they are: a lease
+    /// can last long, and is not waited for by who serves the range.
+    pub(crate) fn take_home(&self, range: &Range<M>) -> Result<bool, MmError> {
+        let is_leased = {
+            let block = self.svm().mm().lock_block(range.span())?;
+            let pagemaps = self.region.devices().pagemaps();
+            let devmem_of = |page| pagemaps.page_to_pagemap(page)?.devmem_of(page);
+            let mut homes = range.span().pages().map(|page| block.home(page));
+            homes.any(|home| match home {
+                Home::Device(page) => devmem_of(page).is_some_and(|devmem| devmem.is_leased()),
+                _ => false,
+            })
         };
-        match is_leased {
-            true => Ok(()),
-            false => self.svm().range_evict(range),
+        if is_leased {
+            return Ok(false);
         }
+        self.svm().range_evict(range).map(|()| true)
     }
 
     /// What is advised changed: what is mapped goes, with its ranges, which may be made otherwise now.

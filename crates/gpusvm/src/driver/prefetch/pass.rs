@@ -7,12 +7,13 @@
 //! ```
 
 use super::{Location, PrefetchError, PrefetchReason};
+use crate::driver::current::{self, current};
 use crate::driver::fault::{self, MAX_PASSES, Pass, Request};
 use crate::driver::gpuva;
 use crate::driver::place::{self, Placed};
 use crate::driver::report::Served;
 use crate::driver::revisit::BUSY_AGAIN;
-use crate::driver::stale;
+use crate::driver::stale::{self, StaleReason};
 use crate::driver::vm::Vm;
 use gpusvm_device::{Access, FaultError};
 use gpusvm_mm::{AddressSpace, Home, Intent, MmError, Vma};
@@ -118,7 +119,7 @@ fn pass<M: AddressSpace>(
         false => Access::Read,
     };
     let request = Request::prefetch(at, access);
-    let mut ctx = fault::context(vm, &request, (advice, around));
+    let ctx = fault::context(vm, &request, (advice, around));
     // As wide as it is bound, which may be wider than what is asked for; or it was unbound meanwhile.
     let Some((within, gpuva::Vma::Mirror)) = vm.vmas.find(at) else {
         return Ok(None);
@@ -132,22 +133,18 @@ fn pass<M: AddressSpace>(
         Err(error) => return stale::refused(&request, error).map(|_| None),
     };
     let serving = range.serve();
-    if range.is_gone() {
-        return Ok(None);
-    }
-    let ends = |done, error| {
-        let end = range.span().end();
-        let done = Some(done);
-        Ok(Some(Step { end, error, done }))
+    let mut ctx = match current(vm, &request, &range, &serving) {
+        Ok((now, ctx)) if now == advice => ctx,
+        Ok(_) | Err(_) => return Ok(None),
     };
     if is_there(vm, &range, access, to) {
-        return ends(Done::Valid, None);
+        return ended(&range, Some(Done::Valid), None);
     }
-    if !matches!(vm.svm().range_arm(&range, &serving), Ok(true)) {
+    if current::arm(vm, at, &range, &serving)?.is_some() {
         return Ok(None);
     }
     let mut error = None;
-    let mut placed = Placed::default();
+    let mut placed = Placed::NOWHERE;
     match to {
         _ if !range.can_migrate() => {}
         Location::Device => {
@@ -156,25 +153,57 @@ fn pass<M: AddressSpace>(
             error = populated.err().map(PrefetchReason::Migrate);
             placed.again = Some(BUSY_AGAIN);
         }
-        Location::Ram => error = vm.svm().range_evict(&range).err().map(PrefetchReason::Mm),
+        Location::Ram => error = take_home(vm, &range),
         Location::Advised => {
             placed = place::place(vm, &request, &range, (attempt, advice), &mut ctx)?
         }
     }
+    if !vm.caps().coherent && to == Location::Ram {
+        // Not mapped, then.
+        let done = error.is_none().then_some(Done::Home);
+        return ended(&range, done, error);
+    }
+    if error.is_some() && ctx.devmem_only {
+        return ended(&range, Some(Done::Home), error);
+    }
+    let done = match fault::map(vm, &request, &range, &ctx, placed)? {
+        Pass::Bound(_) if to == Location::Ram && error.is_none() => Done::Home,
+        Pass::Bound(Served::InDeviceMemory) if to != Location::Ram => Done::Moved,
+        Pass::Bound(_) => Done::InPlace,
+        // A prefetch is a wish: it does not wait for launches.
+        Pass::Stale(StaleReason::Leased) => {
+            let span = range.span();
+            let leased = MigrateError::NothingCollected { span };
+            return ended(&range, None, error.or(Some(leased.into())));
+        }
+        Pass::Stale(_) => return Ok(None),
+    };
+    ended(&range, Some(done), error)
+}
+
+/// The end of a step, unless there is no end to come.
+fn ended<M: AddressSpace>(
+    range: &Range<M>,
+    done: Option<Done>,
+    reason: Option<PrefetchReason>,
+) -> Result<Option<Step>, FaultError> {
     let span = range.span();
-    let error = error.map(|reason| PrefetchError { span, reason });
+    let error = reason.map(|reason| PrefetchError { span, reason });
     if error.as_ref().is_some_and(PrefetchError::is_gone) {
-        return Err(closed);
+        let at = span.start();
+        return Err(FaultError::Closed { at });
     }
-    let is_unreachable = to == Location::Ram && !vm.caps().coherent;
-    if is_unreachable || (error.is_some() && ctx.devmem_only) {
-        return ends(Done::Home, error);
-    }
-    match fault::map(vm, &request, &range, &ctx, placed)? {
-        Pass::Bound(_) if to == Location::Ram => ends(Done::Home, error),
-        Pass::Bound(Served::InDeviceMemory) => ends(Done::Moved, error),
-        Pass::Bound(_) => ends(Done::InPlace, error),
-        Pass::Stale(_) => Ok(None),
+    let end = span.end();
+    Ok(Some(Step { end, error, done }))
+}
+
+/// Brings the range home. Why it does not come, if it does not.
+fn take_home<M: AddressSpace>(vm: &Vm<M>, range: &Range<M>) -> Option<PrefetchReason> {
+    let span = range.span();
+    match vm.take_home(range) {
+        Ok(true) => None,
+        Ok(false) => Some(MigrateError::NothingCollected { span }.into()),
+        Err(error) => Some(error.into()),
     }
 }
 
