@@ -1,5 +1,6 @@
 //! The queue, and messages in the orders in which threads make them.
 
+use super::queue::{JOBS, KEPT_FOR_REMAPS};
 use super::*;
 
 /// Nobody asks.

@@ -1,0 +1,240 @@
+//! The jobs of the event thread: a ring, who puts them in, and who waits for them.
+
+use super::Events;
+use super::ends::Ends;
+use core::time::Duration;
+use gpusvm_sync::MutexGuard;
+use gpusvm_types::{Span, VirtAddr};
+
+/// How many jobs can wait. When there are more, marks in the words are all that is left of a removal
+/// or an unmapping, and the event thread sweeps for them.
+pub(super) const JOBS: usize = 4096;
+/// How many of them only a remap may take, which a mark cannot replace.
+pub(super) const KEPT_FOR_REMAPS: usize = 2048;
+/// How soon to ask again whether the kernel has more to say.
+const ASK_AGAIN: Duration = Duration::from_micros(200);
+/// How often, before a remap is done all the same: about a second.
+const ASKS: u32 = 5000;
+
+/// What the event thread has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    Removed {
+        span: Span,
+    },
+    Unmapped {
+        span: Span,
+    },
+    Remapped {
+        from: Span,
+        to: VirtAddr,
+        /// In the order in which they were read.
+        number: u64,
+    },
+    Sweep,
+}
+
+/// A ring of a fixed size: the reader allocates nothing.
+#[derive(Debug)]
+pub(super) struct Queue {
+    jobs: [Option<Job>; JOBS],
+    first: usize,
+    len: usize,
+    /// What was not read yet.
+    pub(super) ends: Ends,
+    /// Removals or unmappings found no room: their marks are to be swept for.
+    pub(super) overflowed: bool,
+    /// They are being swept for.
+    sweeping: bool,
+    stopped: bool,
+}
+
+impl Events {
+    /// Queues a job. One that is not needed may find no room: then its marks are swept for. For one
+    /// that is, this waits for room.
+    pub(super) fn push<'a>(
+        &'a self,
+        mut queue: MutexGuard<'a, Queue>,
+        job: Job,
+        is_needed: bool,
+    ) -> MutexGuard<'a, Queue> {
+        gpusvm_sync::walk!("push");
+        if !is_needed && queue.len >= JOBS - KEPT_FOR_REMAPS {
+            queue.overflowed = true;
+            return queue;
+        }
+        while queue.len == JOBS {
+            queue = self.changed.wait(queue);
+        }
+        let at = (queue.first + queue.len) % JOBS;
+        queue.jobs[at] = Some(job);
+        queue.len += 1;
+        queue
+    }
+
+    /// Queues a job that is needed before the first arrival from this one on at where the job is about;
+    /// behind all others if there is none.
+    pub(super) fn push_before<'a>(
+        &'a self,
+        queue: MutexGuard<'a, Queue>,
+        job: Job,
+        number: u64,
+    ) -> MutexGuard<'a, Queue> {
+        let (Job::Unmapped { span } | Job::Removed { span } | Job::Remapped { from: span, .. }) =
+            job
+        else {
+            return queue;
+        };
+        let mut queue = self.push(queue, job, true);
+        let waits = |other: Job| match other {
+            Job::Remapped { number: at, .. } if at < number => false,
+            other => other != job && other.arrives_in(span).is_some(),
+        };
+        let waiting = queue.pending().position(waits);
+        if let Some(first) = waiting {
+            // From the end forward, to before the one that waits.
+            for i in (first + 1..queue.len).rev() {
+                let (one, other) = ((queue.first + i) % JOBS, (queue.first + i - 1) % JOBS);
+                queue.jobs.swap(one, other);
+            }
+        }
+        queue
+    }
+
+    /// The next job; it stays queued until `done`. Of one that has to wait, `ask` says whether the kernel
+    /// has told everything.
+    pub(super) fn next(&self, mut ask: impl FnMut() -> bool) -> Option<Job> {
+        let mut queue = self.queue.lock();
+        let mut asks = 0;
+        loop {
+            let next = queue.pending().next();
+            if let Some(job) = next {
+                if !queue.has_to_wait(job) {
+                    return Some(job);
+                }
+                asks += 1;
+                if asks > ASKS || queue.stopped {
+                    queue.ends.forgive();
+                    continue;
+                }
+                drop(queue);
+                let is_told = ask();
+                queue = self.queue.lock();
+                if !is_told && queue.has_to_wait(job) {
+                    (queue, _) = self.changed.wait_timeout(queue, ASK_AGAIN);
+                }
+                continue;
+            }
+            if core::mem::take(&mut queue.overflowed) {
+                queue.sweeping = true;
+                return Some(Job::Sweep);
+            }
+            if queue.stopped {
+                return None;
+            }
+            queue = self.changed.wait(queue);
+        }
+    }
+
+    /// Whether an end is owed to anybody.
+    pub(super) fn has_ends(&self) -> bool {
+        !self.queue.lock().ends.is_empty()
+    }
+
+    pub(super) fn done(&self, job: Job) {
+        let mut queue = self.queue.lock();
+        if job == Job::Sweep {
+            queue.sweeping = false;
+        } else {
+            queue.first = (queue.first + 1) % JOBS;
+            queue.len -= 1;
+        }
+        drop(queue);
+        self.changed.notify_all();
+    }
+    /// Returns when everything that was read before is done.
+    pub(crate) fn sync(&self) {
+        let mut queue = self.queue.lock();
+        while (queue.len > 0 || queue.overflowed || queue.sweeping) && !queue.stopped {
+            queue = self.changed.wait(queue);
+        }
+    }
+
+    /// Ends the event thread, after what is queued.
+    pub(crate) fn stop(&self) {
+        self.queue.lock().stopped = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Queue {
+    pub(super) const fn new() -> Self {
+        Self {
+            jobs: [None; JOBS],
+            first: 0,
+            len: 0,
+            ends: Ends::new(),
+            overflowed: false,
+            sweeping: false,
+            stopped: false,
+        }
+    }
+
+    pub(super) fn is_remapping(&self) -> bool {
+        self.pending()
+            .any(|job| matches!(job, Job::Remapped { .. }))
+    }
+
+    /// Whether a remap that is queued takes pages from `span`, or to it.
+    pub(super) fn concerns(&self, span: Span) -> bool {
+        self.pending().any(|job| match job {
+            Job::Remapped { from, .. } => from.overlaps(span) || job.arrives_in(span).is_some(),
+            _ => false,
+        })
+    }
+
+    /// Whether a remap that is queued brings something to `at`.
+    pub(super) fn arrives(&self, at: VirtAddr) -> bool {
+        let page = Span::page_of(at);
+        self.pending().any(|job| job.arrives_in(page).is_some())
+    }
+
+    /// What of `span` a queued remap brings something to that does not end in the queue.
+    pub(super) fn stays_at(&self, span: Span) -> Option<Span> {
+        self.pending()
+            .fold(None, |there: Option<Span>, job| match job {
+                Job::Unmapped { span: gone } => there.filter(|there| !gone.overlaps(*there)),
+                Job::Remapped { from, .. } => {
+                    let left = there.filter(|there| !from.overlaps(*there));
+                    job.arrives_in(span).or(left)
+                }
+                Job::Removed { .. } | Job::Sweep => there,
+            })
+    }
+
+    /// Whether the place that a job brings something to is not free yet.
+    pub(super) fn has_to_wait(&self, job: Job) -> bool {
+        match job {
+            Job::Remapped { from, to, number } => {
+                Span::from_len(to, from.len()).is_ok_and(|there| self.ends.holds(there, number))
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn pending(&self) -> impl Iterator<Item = Job> + '_ {
+        (0..self.len).filter_map(|i| self.jobs[(self.first + i) % JOBS])
+    }
+}
+
+impl Job {
+    /// What of `span` it brings something to.
+    pub(super) fn arrives_in(self, span: Span) -> Option<Span> {
+        match self {
+            Self::Remapped { from, to, .. } => {
+                Span::from_len(to, from.len()).ok()?.intersection(span)
+            }
+            _ => None,
+        }
+    }
+}
