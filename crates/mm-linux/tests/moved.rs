@@ -11,7 +11,7 @@ mod common;
 
 use common::memory::{self, Memory, Pages, check_moved, check_zero};
 use common::{OWNER, World, exit_code, forked};
-use gpusvm_mm::{AddressSpace, Block};
+use gpusvm_mm::{AddressSpace, Block, Outbound};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageIndex, Span};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ on_userfaultfd_rungs!(
     dropped_after_it_moved_from_the_device,
     forked_right_after_it_moved,
     moved_from_the_device_onto_memory_that_is_collected,
+    new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data,
 );
 
 /// A mapping of the program's own, filled and armed.
@@ -122,4 +123,32 @@ fn moved_from_the_device_onto_memory_that_is_collected(world: &World) {
         reader.join().unwrap();
     });
     end_moved(world, below.span());
+}
+
+/// Pages are on their way out when the program unmaps them and maps others there: what is left behind
+/// by those that went is not taken from these.
+fn new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data(world: &World) {
+    for moves in [false, true] {
+        let memory = own(world, BLOCK_SIZE);
+        let span = memory.span();
+        let mut block = world.process.lock_block(span).unwrap();
+        let collected = block.collect(span, OWNER, &mut |_, _| false).unwrap();
+        if moves {
+            let other = memory::map(BLOCK_SIZE);
+            memory::store(other.start(), 7);
+            memory::remap(other, span.start(), false);
+        } else {
+            memory::unmap(span);
+            memory::map_at(span);
+            memory::store(span.start(), 7);
+        }
+        let taken = world.device.take(span.page_count());
+        assert!(world.device.copy_from(taken, collected.sources()));
+        collected.commit(&mut |i| world.device.hold(taken, i));
+        drop(block);
+        assert_eq!(memory::load(span.start()), 7);
+        memory::unmap(span);
+        world.process.settle_events();
+        assert_eq!(world.device.held(), 0);
+    }
 }
