@@ -51,7 +51,7 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
     let Some(part) = process.regions.find(arrival.at) else {
         if arrival.protected {
             // Moved here a moment ago. Copies were of its old place: nobody reads them for this one.
-            process.mover.release(page);
+            process.mover.release_at_once(page);
             return true;
         }
         let is_engine = gpusvm_guarded::is_engine_thread(tid);

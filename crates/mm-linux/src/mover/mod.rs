@@ -71,6 +71,10 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
     /// tries again.
     fn release(&self, run: Span);
 
+    /// As `release`, one page, and without waiting: if mappings are changing right now, who waits for it
+    /// tries again, and finds it as it was. For handlers that must answer at once.
+    fn release_at_once(&self, page: Span);
+
     /// Pages that were taken to the slot come back; holes among them stay holes.
     fn put_back(&self, run: Span, slot: VirtAddr) -> Filled;
 

@@ -90,6 +90,10 @@ impl Mover for Remapper {
 
     fn release(&self, _: Span) {}
 
+    fn release_at_once(&self, page: Span) {
+        self.wake(page);
+    }
+
     fn put_back(&self, run: Span, slot: VirtAddr) -> Filled {
         self.fill(run, slot)
     }

@@ -182,6 +182,13 @@ impl Mover for UffdMover {
         self.wake(run);
     }
 
+    fn release_at_once(&self, page: Span) {
+        // The kernel wakes nobody where it refuses.
+        if self.program.write_protect(page, false, false).is_err() {
+            self.wake(page);
+        }
+    }
+
     fn put_back(&self, run: Span, slot: VirtAddr) -> Filled {
         let errand = Errand {
             to: &self.program,
@@ -295,5 +302,62 @@ impl Mover for UffdMover {
             let _ = unsafe { map::protect(page, MprotectFlags::empty()) };
         }
         self.wake(page);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::map::Request;
+    use crate::sys::testing::{self, next_event, pages, started};
+    use crate::sys::uffd::Event;
+    use std::time::Instant;
+
+    /// Story: the handler that answers at once waited for an event to be read, which was its own to read.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "it is about time")]
+    fn who_waits_for_a_page_that_cannot_be_released_yet_tries_again_at_once() {
+        let Some(uffd) = testing::uffd(Features::WP | Features::EVENT_REMOVE) else {
+            return;
+        };
+        let uffd = Arc::new(uffd);
+        let mover = UffdMover::new(Arc::clone(&uffd), None, None).unwrap();
+        let app = Request::new(pages(2)).dont_fork().map().unwrap();
+        app.store(ByteSize::ZERO, 1);
+        let span = app.span();
+        mover.arm(span).unwrap();
+        let page = Span::page_of(span.start());
+        mover.write_protect(page, true).unwrap();
+        let is_write = |event| matches!(event, Some(Event::Fault { wp: true, .. }));
+        let writer = started(move || {
+            app.store(ByteSize::ZERO, 2);
+            app
+        });
+        assert!(is_write(next_event(&uffd)));
+
+        let last = Span::new(page.end(), span.end()).unwrap();
+        // SAFETY: ours, and never touched.
+        let dropped = started(move || unsafe { map::discard(last) });
+        while uffd.write_protect(last, true, true) != Err(Errno::AGAIN) {
+            std::thread::yield_now();
+        }
+        // Nobody reads what is about to be dropped. The best of a few: others use the machine.
+        let took = (0..3).map(|_| {
+            let began = Instant::now();
+            mover.release_at_once(page);
+            began.elapsed()
+        });
+        let took = took.min().unwrap();
+        assert!(took.as_millis() < 500, "{took:?}");
+        let (mut tries_again, mut is_told) = (false, false);
+        while !tries_again || !is_told {
+            let event = next_event(&uffd);
+            assert!(event.is_some(), "woken {tries_again}, told {is_told}");
+            tries_again |= is_write(event);
+            is_told |= matches!(event, Some(Event::Remove { .. }));
+        }
+        dropped.recv().unwrap().unwrap();
+        mover.release_at_once(page);
+        drop(writer.recv().unwrap());
     }
 }
