@@ -3,6 +3,7 @@
 use super::Events;
 use super::ends::Ends;
 use core::time::Duration;
+use gpusvm_mm::Time;
 use gpusvm_sync::MutexGuard;
 use gpusvm_types::{Span, VirtAddr};
 
@@ -13,8 +14,8 @@ pub(super) const JOBS: usize = 4096;
 pub(super) const KEPT_FOR_REMAPS: usize = 2048;
 /// How soon to ask again whether the kernel has more to say.
 const ASK_AGAIN: Duration = Duration::from_micros(200);
-/// How often, before a remap is done all the same: about a second.
-const ASKS: u32 = 5000;
+/// How long, before a remap is done all the same.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the event thread has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,25 +103,33 @@ impl Events {
     }
 
     /// The next job; it stays queued until `done`. Of one that has to wait, `ask` says whether the kernel
-    /// has told everything.
-    pub(super) fn next(&self, mut ask: impl FnMut() -> bool) -> Option<Job> {
+    /// has told everything, and `now` when it is enough.
+    pub(super) fn next(
+        &self,
+        now: impl Fn() -> Time,
+        mut ask: impl FnMut() -> bool,
+    ) -> Option<Job> {
         let mut queue = self.queue.lock();
-        let mut asks = 0;
+        let mut patience: Option<(Job, Time)> = None;
         loop {
             let next = queue.pending().next();
             if let Some(job) = next {
-                if !queue.has_to_wait(job) {
+                let Some((there, number)) = queue.waits_for(job) else {
                     return Some(job);
-                }
-                asks += 1;
-                if asks > ASKS || queue.stopped {
-                    queue.ends.forgive();
+                };
+                let until = match patience {
+                    Some((waiting, until)) if waiting == job => until,
+                    _ => now().after(PATIENCE),
+                };
+                patience = Some((job, until));
+                if now() >= until || queue.stopped {
+                    queue.ends.forgive_before(there, number);
                     continue;
                 }
                 drop(queue);
                 let is_told = ask();
                 queue = self.queue.lock();
-                if !is_told && queue.has_to_wait(job) {
+                if !is_told && queue.waits_for(job).is_some() {
                     (queue, _) = self.changed.wait_timeout(queue, ASK_AGAIN);
                 }
                 continue;
@@ -212,14 +221,14 @@ impl Queue {
             })
     }
 
-    /// Whether the place that a job brings something to is not free yet.
-    pub(super) fn has_to_wait(&self, job: Job) -> bool {
-        match job {
-            Job::Remapped { from, to, number } => {
-                Span::from_len(to, from.len()).is_ok_and(|there| self.ends.holds(there, number))
-            }
-            _ => false,
-        }
+    /// The place that a job brings something to, and the number of its arrival, if the place is not free
+    /// yet.
+    pub(super) fn waits_for(&self, job: Job) -> Option<(Span, u64)> {
+        let Job::Remapped { from, to, number } = job else {
+            return None;
+        };
+        let there = Span::from_len(to, from.len()).ok()?;
+        self.ends.holds(there, number).then_some((there, number))
     }
 
     pub(super) fn pending(&self) -> impl Iterator<Item = Job> + '_ {

@@ -2,10 +2,13 @@
 
 use super::queue::{JOBS, KEPT_FOR_REMAPS};
 use super::*;
+use core::cell::Cell;
+use core::time::Duration;
+use gpusvm_mm::Time;
 
-/// Nobody asks.
-fn never() -> bool {
-    false
+/// A job that need not wait.
+fn next(events: &Events) -> Option<Job> {
+    events.next(|| Time::START, || panic!("nobody waits"))
 }
 
 #[test]
@@ -28,17 +31,17 @@ fn jobs_come_out_in_order_and_pending_ones_are_seen() {
     );
     assert_eq!(events.moved_to(page(5)), None);
     let first = Job::Unmapped { span: page(9) };
-    assert_eq!(events.next(never), Some(first));
+    assert_eq!(next(&events), Some(first));
     events.done(first);
     let second = Job::Remapped {
         from,
         to: VirtAddr::new(0x10_0000),
         number: 0,
     };
-    assert_eq!(events.next(never), Some(second));
+    assert_eq!(next(&events), Some(second));
     events.done(second);
     events.stop();
-    assert_eq!(events.next(never), None);
+    assert_eq!(next(&events), None);
     events.sync();
 }
 
@@ -87,7 +90,7 @@ fn a_full_queue_asks_for_a_sweep_and_still_takes_remaps() {
     );
     assert!(events.is_remapping());
     let mut taken = 0;
-    while let Some(job) = events.next(never).filter(|job| *job != Job::Sweep) {
+    while let Some(job) = next(&events).filter(|job| *job != Job::Sweep) {
         taken += 1;
         events.done(job);
     }
@@ -117,7 +120,7 @@ fn done(events: &Events) -> Vec<(u64, Option<u64>)> {
     loop {
         let queue = events.queue.lock();
         let first = queue.pending().next();
-        let Some(job) = first.filter(|job| !queue.has_to_wait(*job)) else {
+        let Some(job) = first.filter(|job| queue.waits_for(*job).is_none()) else {
             return all;
         };
         drop(queue);
@@ -133,6 +136,7 @@ fn done(events: &Events) -> Vec<(u64, Option<u64>)> {
 const X: u64 = 0;
 const Y: u64 = 100;
 const Z: u64 = 200;
+const W: u64 = 300;
 
 /// One thread moves X to Y, another Z to X before the first has told that X is unmapped.
 #[test]
@@ -177,7 +181,7 @@ fn a_remap_that_is_read_late_is_done_before_the_arrival_that_it_made_room_for() 
 #[test]
 fn ends_are_those_of_the_oldest_first() {
     let events = Events::new();
-    let [x, y, z, w] = [X, Y, Z, 300].map(|first| pages(first, first + 8));
+    let [x, y, z, w] = [X, Y, Z, W].map(|first| pages(first, first + 8));
     remap(&events, x, y);
     remap(&events, z, x);
     remap(&events, w, x);
@@ -187,9 +191,9 @@ fn ends_are_those_of_the_oldest_first() {
     assert_eq!(done(&events), [(X + 4, None), (Z, Some(X))]);
     unmap(&events, z);
     unmap(&events, x);
-    assert_eq!(done(&events), [(X, None), (300, Some(X)), (Z, None)]);
+    assert_eq!(done(&events), [(X, None), (W, Some(X)), (Z, None)]);
     unmap(&events, w);
-    assert_eq!(done(&events), [(300, None)]);
+    assert_eq!(done(&events), [(W, None)]);
 }
 
 /// `MREMAP_DONTUNMAP`: nothing is owed, and the kernel says so.
@@ -201,13 +205,67 @@ fn what_never_ends_holds_nothing_up_once_all_is_told() {
     remap(&events, z, x);
     assert_eq!(done(&events), [(X, Some(Y))]);
     let mut asked = 0;
-    let next = events.next(|| {
+    let ask = || {
         asked += 1;
         if asked == 3 {
             events.forgive();
         }
         asked == 3
-    });
+    };
+    let next = events.next(|| Time::START, ask);
     assert_eq!((asked, next.is_some()), (3, true));
     assert_eq!(done(&events), [(Z, Some(X))]);
+}
+
+/// Two remaps, each to a place that is owed an end.
+fn two_that_wait(events: &Events) {
+    let places = [X, Y, Z, W].map(|first| pages(first, first + 8));
+    let [x, y, z, w] = places;
+    {
+        let mut queue = events.queue.lock();
+        let number = queue.ends.last() + 1;
+        queue.ends.owe(x, number);
+        queue.ends.owe(y, number);
+    }
+    remap(events, z, x);
+    remap(events, w, y);
+}
+
+/// Story: wake-ups were counted, so where many things happened the time was up at once.
+#[test]
+fn who_waits_for_an_end_waits_however_often_it_is_woken() {
+    let events = Events::new();
+    two_that_wait(&events);
+    let mut asked = 0;
+    let ask = || {
+        asked += 1;
+        if asked == 20_000 {
+            unmap(&events, pages(X, X + 8));
+        }
+        // Something was read meanwhile: look again.
+        true
+    };
+    let next = events.next(|| Time::START, ask);
+    let unmapped = Job::Unmapped {
+        span: pages(X, X + 8),
+    };
+    assert_eq!((next, asked), (Some(unmapped), 20_000));
+}
+
+/// One arrival has waited for long enough: another, for another place, has not.
+#[test]
+fn an_end_that_is_not_told_holds_its_arrival_up_for_so_long() {
+    let events = Events::new();
+    two_that_wait(&events);
+    let clock = Cell::new(Time::START);
+    let ask = || {
+        clock.set(clock.get().after(Duration::from_millis(100)));
+        true
+    };
+    assert!(events.next(|| clock.get(), ask).is_some());
+    assert_eq!(clock.get().since(Time::START), Duration::from_secs(1));
+    assert_eq!(done(&events), [(Z, Some(X))], "the other waits");
+    assert!(events.next(|| clock.get(), ask).is_some());
+    assert_eq!(clock.get().since(Time::START), Duration::from_secs(2));
+    assert_eq!(done(&events), [(W, Some(Y))]);
 }

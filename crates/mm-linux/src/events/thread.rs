@@ -8,14 +8,18 @@ use crate::outbound::runs;
 use crate::process::Process;
 use crate::region::Region;
 use crate::regions::Part;
-use gpusvm_mm::{Block, Freed, Place, Reason, WordState};
+use gpusvm_mm::{AddressSpace, Block, Freed, Place, Reason, WordState};
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{PageCount, Span, VirtAddr};
 
 /// The event thread.
 pub(crate) fn run(process: &Process) {
-    while let Some(job) = process.events.next(|| process.forgive_ends()) {
+    let next = || {
+        let (now, ask) = (|| process.now(), || process.forgive_ends());
+        process.events.next(now, ask)
+    };
+    while let Some(job) = next() {
         handle(process, &job);
         process.events.done(job);
         if process.events.has_ends() {
