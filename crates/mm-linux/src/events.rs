@@ -101,10 +101,12 @@ impl Events {
     fn removed(&self, process: &Process, span: Span) {
         let mut queue = self.queue.lock();
         let (mut any, mut known) = (false, false);
+        // Once, as a rule: the queue can be long, and a span gigabytes.
+        let something_arrives = queue.arrives_in(span);
         process.regions.for_each_in(span, |region, inside| {
             known |= inside == span;
             for page in inside.pages() {
-                if queue.arrives(page.start()) {
+                if something_arrives && queue.arrives_in(Span::page_of(page.start())) {
                     // What is still known there is not what the program dropped.
                     known = false;
                     continue;
@@ -204,7 +206,7 @@ impl Events {
 
     /// Whether a remap was read whose new place this is, and is not known to the region table yet.
     pub(crate) fn is_arriving(&self, at: VirtAddr) -> bool {
-        self.queue.lock().arrives(at)
+        self.queue.lock().arrives_in(Span::page_of(at))
     }
 
     /// Where a page is now that was remapped a moment ago, maybe more than once. `None` when it was not,

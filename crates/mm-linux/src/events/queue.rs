@@ -202,10 +202,9 @@ impl Queue {
         })
     }
 
-    /// Whether a remap that is queued brings something to `at`.
-    pub(super) fn arrives(&self, at: VirtAddr) -> bool {
-        let page = Span::page_of(at);
-        self.pending().any(|job| job.arrives_in(page).is_some())
+    /// Whether a remap that is queued brings something to `span`.
+    pub(super) fn arrives_in(&self, span: Span) -> bool {
+        self.pending().any(|job| job.arrives_in(span).is_some())
     }
 
     /// What of `span` a queued remap brings something to that does not end in the queue.
