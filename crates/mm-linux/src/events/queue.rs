@@ -38,16 +38,36 @@ pub(super) enum Job {
 /// A ring of a fixed size: the reader allocates nothing.
 #[derive(Debug)]
 pub(super) struct Queue {
-    jobs: [Option<Job>; JOBS],
+    jobs: [Option<Queued>; JOBS],
     first: usize,
     len: usize,
+    /// How many jobs there have been.
+    count: u64,
     /// What was not read yet.
     pub(super) ends: Ends,
-    /// Removals or unmappings found no room: their marks are to be swept for.
-    pub(super) overflowed: bool,
-    /// They are being swept for.
-    sweeping: bool,
+    sweeps: Sweeps,
     stopped: bool,
+}
+
+/// A job in the ring.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    job: Job,
+    /// It was read as so many before it were.
+    nth: u64,
+}
+
+/// Looks for marks of removals and unmappings that found no room.
+#[derive(Debug)]
+struct Sweeps {
+    /// There are such marks.
+    are_due: bool,
+    /// One is under way.
+    is_on: bool,
+    /// How many have begun.
+    begun: u64,
+    /// How many jobs were done since they are due.
+    late: usize,
 }
 
 impl Events {
@@ -61,15 +81,17 @@ impl Events {
     ) -> MutexGuard<'a, Queue> {
         gpusvm_sync::walk!("push");
         if !is_needed && queue.len >= JOBS - KEPT_FOR_REMAPS {
-            queue.overflowed = true;
+            queue.sweeps.become_due();
             return queue;
         }
         while queue.len == JOBS {
             queue = self.changed.wait(queue);
         }
         let at = (queue.first + queue.len) % JOBS;
-        queue.jobs[at] = Some(job);
+        let nth = queue.count;
+        queue.jobs[at] = Some(Queued { job, nth });
         queue.len += 1;
+        queue.count += 1;
         queue
     }
 
@@ -112,6 +134,10 @@ impl Events {
         let mut queue = self.queue.lock();
         let mut patience: Option<(Job, Time)> = None;
         loop {
+            if queue.is_time_to_sweep() {
+                queue.sweeps.begin();
+                return Some(Job::Sweep);
+            }
             let next = queue.pending().next();
             if let Some(job) = next {
                 let Some((there, number)) = queue.waits_for(job) else {
@@ -134,10 +160,6 @@ impl Events {
                 }
                 continue;
             }
-            if core::mem::take(&mut queue.overflowed) {
-                queue.sweeping = true;
-                return Some(Job::Sweep);
-            }
             if queue.stopped {
                 return None;
             }
@@ -153,18 +175,28 @@ impl Events {
     pub(super) fn done(&self, job: Job) {
         let mut queue = self.queue.lock();
         if job == Job::Sweep {
-            queue.sweeping = false;
+            queue.sweeps.is_on = false;
         } else {
             queue.first = (queue.first + 1) % JOBS;
             queue.len -= 1;
+            queue.sweeps.late += 1;
         }
         drop(queue);
         self.changed.notify_all();
     }
-    /// Returns when everything that was read before is done.
+    /// Marks were found that a remap comes before: the sweep that is on is to be made again.
+    pub(super) fn sweep_again(&self) {
+        self.queue.lock().sweeps.begin_again();
+    }
+
+    /// Returns when everything that was read before is done, whatever is read meanwhile.
     pub(crate) fn sync(&self) {
         let mut queue = self.queue.lock();
-        while (queue.len > 0 || queue.overflowed || queue.sweeping) && !queue.stopped {
+        let (count, sweep) = (queue.count, queue.sweeps.last_needed());
+        let is_before = |queued: &Queued| queued.nth < count;
+        while (queue.ring().any(|queued| is_before(&queued)) || queue.sweeps.is_to_come(sweep))
+            && !queue.stopped
+        {
             queue = self.changed.wait(queue);
         }
     }
@@ -182,9 +214,14 @@ impl Queue {
             jobs: [None; JOBS],
             first: 0,
             len: 0,
+            count: 0,
             ends: Ends::new(),
-            overflowed: false,
-            sweeping: false,
+            sweeps: Sweeps {
+                are_due: false,
+                is_on: false,
+                begun: 0,
+                late: 0,
+            },
             stopped: false,
         }
     }
@@ -230,8 +267,58 @@ impl Queue {
         self.ends.holds(there, number).then_some((there, number))
     }
 
+    /// Whether a sweep is due, and nothing is to be done before. Marks of remaps look like others, so
+    /// those come first; other jobs do for so long.
+    fn is_time_to_sweep(&self) -> bool {
+        let is_late = || self.sweeps.late >= JOBS && !self.is_remapping();
+        self.sweeps.are_due && (self.len == 0 || is_late())
+    }
+
     pub(super) fn pending(&self) -> impl Iterator<Item = Job> + '_ {
+        self.ring().map(|queued| queued.job)
+    }
+
+    fn ring(&self) -> impl Iterator<Item = Queued> + '_ {
         (0..self.len).filter_map(|i| self.jobs[(self.first + i) % JOBS])
+    }
+}
+
+impl Sweeps {
+    fn become_due(&mut self) {
+        if !self.are_due {
+            self.late = 0;
+        }
+        self.are_due = true;
+    }
+
+    fn begin(&mut self) {
+        *self = Self {
+            are_due: false,
+            is_on: true,
+            begun: self.begun + 1,
+            late: 0,
+        };
+    }
+
+    /// The one that is on does not count.
+    fn begin_again(&mut self) {
+        self.are_due = true;
+        self.late = JOBS;
+        self.begun -= 1;
+    }
+
+    /// After how many sweeps every mark of now has been looked at.
+    const fn last_needed(&self) -> u64 {
+        match (self.are_due, self.is_on) {
+            (true, _) => self.begun + 1,
+            (false, true) => self.begun,
+            (false, false) => 0,
+        }
+    }
+
+    /// Whether that many have not ended.
+    const fn is_to_come(&self, count: u64) -> bool {
+        (self.is_on && self.begun <= count) || (self.are_due && self.begun < count)
     }
 }
 

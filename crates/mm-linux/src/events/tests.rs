@@ -5,6 +5,7 @@ use super::*;
 use core::cell::Cell;
 use core::time::Duration;
 use gpusvm_mm::Time;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A job that need not wait.
 fn next(events: &Events) -> Option<Job> {
@@ -99,6 +100,76 @@ fn a_full_queue_asks_for_a_sweep_and_still_takes_remaps() {
     events.sync();
 }
 
+/// Story: who began work on a device waited for as long as another thread unmapped things.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "how long is too long")]
+fn who_waits_for_what_was_read_does_not_wait_for_what_is_read_later() {
+    let events = Events::new();
+    let push = |p| {
+        let span = pages(p, p + 1);
+        drop(events.push(events.queue.lock(), Job::Unmapped { span }, true));
+    };
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        push(0);
+        let waiter = scope.spawn(|| {
+            events.sync();
+            assert!(
+                is_done.load(Ordering::SeqCst),
+                "for what was read before, it does"
+            );
+        });
+        let began = std::time::Instant::now();
+        for p in 1.. {
+            assert!(
+                began.elapsed() < Duration::from_secs(30),
+                "it waits for ever"
+            );
+            // There is always one.
+            push(p);
+            let job = next(&events).unwrap();
+            is_done.store(true, Ordering::SeqCst);
+            events.done(job);
+            if waiter.is_finished() {
+                break;
+            }
+        }
+        // What is left is nobody's to wait for: so it ends, if it did not.
+        events.stop();
+    });
+}
+
+/// The same for marks that found no room in a queue that is never empty; but remaps come first.
+#[test]
+fn a_sweep_comes_although_there_is_always_something_to_do() {
+    let events = Events::new();
+    let span = pages(5, 6);
+    let push = || drop(events.push(events.queue.lock(), Job::Removed { span }, false));
+    let step = || {
+        push();
+        let job = next(&events).unwrap();
+        events.done(job);
+        job
+    };
+    remap(&events, pages(X, X + 8), pages(Y, Y + 8));
+    (0..2 * JOBS).for_each(|_| push());
+    let steps: Vec<_> = (0..2 * JOBS).map(|_| step()).collect();
+    assert!(matches!(steps[0], Job::Remapped { .. }));
+    let sweep = steps.iter().position(|job| *job == Job::Sweep);
+    assert_eq!(sweep, Some(JOBS), "after so many others");
+
+    // One that meets the marks of a remap is made again.
+    while next(&events).is_some_and(|job| job != Job::Sweep) {
+        events.done(Job::Removed { span });
+    }
+    events.sweep_again();
+    events.done(Job::Sweep);
+    assert_eq!(next(&events), Some(Job::Sweep));
+    events.done(Job::Sweep);
+    while !done(&events).is_empty() {}
+    events.sync();
+}
+
 fn pages(first: u64, end: u64) -> Span {
     Span::new(VirtAddr::new(first << 12), VirtAddr::new(end << 12)).unwrap()
 }
@@ -127,7 +198,8 @@ fn done(events: &Events) -> Vec<(u64, Option<u64>)> {
         all.push(match job {
             Job::Remapped { from, to, .. } => (page(from.start()), Some(page(to))),
             Job::Unmapped { span } => (page(span.start()), None),
-            Job::Removed { .. } | Job::Sweep => panic!("nobody dropped anything"),
+            Job::Removed { span } => (page(span.start()), None),
+            Job::Sweep => panic!("not queued"),
         });
         events.done(job);
     }

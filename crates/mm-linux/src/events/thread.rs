@@ -69,7 +69,7 @@ fn sweep(process: &Process) {
         for run in marked(|word| word.unmapped) {
             if process.events.is_remapping() {
                 // The marks may be those of a remap: that comes first.
-                process.events.queue.lock().overflowed = true;
+                process.events.sweep_again();
                 return;
             }
             unmapped(process, run);
