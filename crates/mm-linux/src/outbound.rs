@@ -268,8 +268,17 @@ impl<'b> LinuxOutbound<'b> {
             let held = process.source.hold();
             let moved_to = process.events.moved_to(page);
             let is_unmapped = self.block.region.word(page.first_page()).get().unmapped;
-            if !self.is_to_go_back(i) || !is_there || (is_unmapped && moved_to.is_none()) {
+            if !self.is_to_go_back(i) || !is_there {
                 return;
+            }
+            if is_unmapped && moved_to.is_none() {
+                // Its end may be a remap that is to be read yet, of which the mark was another's.
+                let is_owed = process.events.is_owed(page);
+                drop(held);
+                if !is_owed || (!process.forgive_ends() && !patience.wait()) {
+                    return;
+                }
+                continue;
             }
             let to = moved_to.unwrap_or(page);
             let filled = match process.mover.put_back(to, from) {

@@ -21,6 +21,7 @@ on_userfaultfd_rungs!(
     dropped_after_it_moved_from_the_device,
     forked_right_after_it_moved,
     moved_from_the_device_onto_memory_that_is_collected,
+    moved_from_the_device_onto_memory_that_a_unit_works_on,
     new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data,
 );
 
@@ -122,6 +123,37 @@ fn moved_from_the_device_onto_memory_that_is_collected(world: &World) {
         drop(block);
         reader.join().unwrap();
     });
+    end_moved(world, below.span());
+}
+
+/// The same for a unit of a device, which must not wait: it is refused, and finds the data later.
+///
+/// Story: it was given a page of zeroes, which was then taken for newer than the data.
+fn moved_from_the_device_onto_memory_that_a_unit_works_on(world: &World) {
+    gpusvm_guarded::install().unwrap();
+    let (below, above) = (own(world, BLOCK_SIZE), own(world, BLOCK_SIZE));
+    above.fill(6);
+    world.out(above.span());
+    std::thread::scope(|scope| {
+        let block = world.process.lock_block(below.span()).unwrap();
+        memory::remap(above.span(), below.span().start(), false);
+        let unit = scope.spawn(|| {
+            let _on_record = gpusvm_guarded::EngineThread::enter().unwrap();
+            let at = memory::pointer(below.span().start()).cast::<u64>();
+            loop {
+                // SAFETY: an address of the test's.
+                match unsafe { gpusvm_guarded::load64(at) } {
+                    Ok(found) => return found,
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+        std::thread::sleep(Duration::from_millis(30));
+        drop(block);
+        let first = above.span().start();
+        assert_eq!(unit.join().unwrap(), memory::value(6, first.get()));
+    });
+    check_moved(below.span(), above.span(), 6);
     end_moved(world, below.span());
 }
 

@@ -61,8 +61,11 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
     /// Whether writes of pages that stay where they are can be caught.
     fn can_protect(&self) -> bool;
 
+    /// The zero page comes where nothing of `run` is.
+    fn fill_gaps(&self, run: Span) -> Result<(), Errno>;
+
     /// Catches writes of the pages of `run`, which stay where they are, and says where each can be read.
-    /// What was never touched becomes the zero page. Devices that could write them were flushed.
+    /// Devices that could write them were flushed.
     ///
     /// On an error some may be protected: `release` them.
     fn protect(&self, run: Span, sources: &mut [Source]) -> Result<(), Errno>;

@@ -84,6 +84,10 @@ impl Mover for Remapper {
         false
     }
 
+    fn fill_gaps(&self, _: Span) -> Result<(), Errno> {
+        Ok(())
+    }
+
     fn protect(&self, _: Span, _: &mut [Source]) -> Result<(), Errno> {
         Err(Errno::OPNOTSUPP)
     }

@@ -53,26 +53,6 @@ impl UffdMover {
         })
     }
 
-    /// The zero page comes where nothing is.
-    fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
-        let mut there = [PageRegion::EMPTY; 64];
-        let mut rest = Some(run);
-        while let Some(left) = rest {
-            let scanned = self.pages.scan(left, &mut there)?;
-            let mut at = left.start();
-            let found = &there[..scanned.regions];
-            let ends = found.iter().map(|region| (region.start, region.end));
-            for (start, end) in ends.chain([(scanned.until, scanned.until)]) {
-                if let Ok(gap) = Span::new(at, start) {
-                    self.zero_fill(gap);
-                }
-                at = end;
-            }
-            rest = Span::new(scanned.until, run.end()).ok();
-        }
-        Ok(())
-    }
-
     fn write_protect(&self, run: Span, on: bool) -> Result<(), Errno> {
         let protected = again(PATIENT, |_| Progress {
             done: ByteSize::ZERO,
@@ -160,8 +140,26 @@ impl Mover for UffdMover {
         self.program.features().contains(Features::WP)
     }
 
+    fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
+        let mut there = [PageRegion::EMPTY; 64];
+        let mut rest = Some(run);
+        while let Some(left) = rest {
+            let scanned = self.pages.scan(left, &mut there)?;
+            let mut at = left.start();
+            let found = &there[..scanned.regions];
+            let ends = found.iter().map(|region| (region.start, region.end));
+            for (start, end) in ends.chain([(scanned.until, scanned.until)]) {
+                if let Ok(gap) = Span::new(at, start) {
+                    self.zero_fill(gap);
+                }
+                at = end;
+            }
+            rest = Span::new(scanned.until, run.end()).ok();
+        }
+        Ok(())
+    }
+
     fn protect(&self, run: Span, sources: &mut [Source]) -> Result<(), Errno> {
-        self.fill_gaps(run)?;
         self.write_protect(run, true)?;
         // What was dropped since is missing, and a touch of it is caught as one.
         sources.fill(Source::Hole);
