@@ -34,6 +34,7 @@
 //! which the new place of a remap appears in the region table: so every later event finds the new place
 //! there, or is found in the queue. The event thread takes one block at a time.
 
+mod queue; // what is to be done about them
 mod ends; // which ends of mappings are to be read yet
 mod thread; // what the event thread does about them
 #[cfg(test)]
@@ -41,44 +42,13 @@ mod tests; // messages, in the orders in which threads make them
 
 pub(crate) use thread::run;
 
-use crate::block::BlockGuard;
 use crate::process::Process;
-use crate::region::Region;
 use crate::stats::Counters;
 use crate::sys::uffd::Event;
-use core::time::Duration;
-use ends::Ends;
-use gpusvm_sync::{Arc, Condvar, Mutex, MutexGuard};
+use gpusvm_sync::{Condvar, Mutex, MutexGuard};
 use gpusvm_types::{ByteSize, Span, VirtAddr};
+use queue::{Job, Queue};
 use std::os::fd::{FromRawFd, OwnedFd};
-
-/// How many jobs can wait. When there are more, marks in the words are all that is left of a removal
-/// or an unmapping, and the event thread sweeps for them.
-const JOBS: usize = 4096;
-/// How many of them only a remap may take, which a mark cannot replace.
-const KEPT_FOR_REMAPS: usize = 2048;
-/// How soon to ask again whether the kernel has more to say.
-const ASK_AGAIN: Duration = Duration::from_micros(200);
-/// How often, before a remap is done all the same: about a second.
-const ASKS: u32 = 5000;
-
-/// What the event thread has to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Job {
-    Removed {
-        span: Span,
-    },
-    Unmapped {
-        span: Span,
-    },
-    Remapped {
-        from: Span,
-        to: VirtAddr,
-        /// In the order in which they were read.
-        number: u64,
-    },
-    Sweep,
-}
 
 /// What waits for the event thread.
 #[derive(Debug)]
@@ -87,34 +57,10 @@ pub(crate) struct Events {
     changed: Condvar,
 }
 
-/// A ring of a fixed size: the reader allocates nothing.
-#[derive(Debug)]
-struct Queue {
-    jobs: [Option<Job>; JOBS],
-    first: usize,
-    len: usize,
-    /// What was not read yet.
-    ends: Ends,
-    /// Removals or unmappings found no room: their marks are to be swept for.
-    overflowed: bool,
-    /// They are being swept for.
-    sweeping: bool,
-    stopped: bool,
-}
-
 impl Events {
     pub(crate) const fn new() -> Self {
-        let queue = Queue {
-            jobs: [None; JOBS],
-            first: 0,
-            len: 0,
-            ends: Ends::new(),
-            overflowed: false,
-            sweeping: false,
-            stopped: false,
-        };
         Self {
-            queue: Mutex::new(queue),
+            queue: Mutex::new(Queue::new()),
             changed: Condvar::new(),
         }
     }
@@ -155,10 +101,12 @@ impl Events {
     fn removed(&self, process: &Process, span: Span) {
         let mut queue = self.queue.lock();
         let (mut any, mut known) = (false, false);
+        // Once, as a rule: the queue can be long, and a span gigabytes.
+        let something_arrives = queue.arrives_in(span);
         process.regions.for_each_in(span, |region, inside| {
             known |= inside == span;
             for page in inside.pages() {
-                if queue.arrives(page.start()) {
+                if something_arrives && queue.arrives_in(Span::page_of(page.start())) {
                     // What is still known there is not what the program dropped.
                     known = false;
                     continue;
@@ -258,7 +206,7 @@ impl Events {
 
     /// Whether a remap was read whose new place this is, and is not known to the region table yet.
     pub(crate) fn is_arriving(&self, at: VirtAddr) -> bool {
-        self.queue.lock().arrives(at)
+        self.queue.lock().arrives_in(Span::page_of(at))
     }
 
     /// Where a page is now that was remapped a moment ago, maybe more than once. `None` when it was not,
@@ -281,224 +229,6 @@ impl Events {
             }
         }
         place
-    }
-
-    /// Returns when everything that was read before is done.
-    pub(crate) fn sync(&self) {
-        let mut queue = self.queue.lock();
-        while (queue.len > 0 || queue.overflowed || queue.sweeping) && !queue.stopped {
-            queue = self.changed.wait(queue);
-        }
-    }
-
-    /// Ends the event thread, after what is queued.
-    pub(crate) fn stop(&self) {
-        self.queue.lock().stopped = true;
-        self.changed.notify_all();
-    }
-
-    /// Queues a job. One that is not needed may find no room: then its marks are swept for. For one
-    /// that is, this waits for room.
-    fn push<'a>(
-        &'a self,
-        mut queue: MutexGuard<'a, Queue>,
-        job: Job,
-        is_needed: bool,
-    ) -> MutexGuard<'a, Queue> {
-        gpusvm_sync::walk!("push");
-        if !is_needed && queue.len >= JOBS - KEPT_FOR_REMAPS {
-            queue.overflowed = true;
-            return queue;
-        }
-        while queue.len == JOBS {
-            queue = self.changed.wait(queue);
-        }
-        let at = (queue.first + queue.len) % JOBS;
-        queue.jobs[at] = Some(job);
-        queue.len += 1;
-        queue
-    }
-
-    /// Queues a job that is needed before the first arrival from this one on at where the job is about;
-    /// behind all others if there is none.
-    fn push_before<'a>(
-        &'a self,
-        queue: MutexGuard<'a, Queue>,
-        job: Job,
-        number: u64,
-    ) -> MutexGuard<'a, Queue> {
-        let (Job::Unmapped { span } | Job::Removed { span } | Job::Remapped { from: span, .. }) =
-            job
-        else {
-            return queue;
-        };
-        let mut queue = self.push(queue, job, true);
-        let waits = |other: Job| match other {
-            Job::Remapped { number: at, .. } if at < number => false,
-            other => other != job && other.arrives_in(span).is_some(),
-        };
-        let waiting = queue.pending().position(waits);
-        if let Some(first) = waiting {
-            // From the end forward, to before the one that waits.
-            for i in (first + 1..queue.len).rev() {
-                let (one, other) = ((queue.first + i) % JOBS, (queue.first + i - 1) % JOBS);
-                queue.jobs.swap(one, other);
-            }
-        }
-        queue
-    }
-
-    /// Lets the new place of the remap that is being done appear, marked with what the program did to
-    /// it since.
-    fn appear(&self, process: &Process, region: &Arc<Region>) -> Result<(), Span> {
-        let queue = self.queue.lock();
-        // The first job is the remap itself.
-        for job in queue.pending().skip(1) {
-            let (span, is_gone) = match job {
-                Job::Removed { span } => (span, false),
-                Job::Unmapped { span } | Job::Remapped { from: span, .. } => (span, true),
-                Job::Sweep => continue,
-            };
-            let Some(inside) = span.intersection(region.span()) else {
-                continue;
-            };
-            for word in region.words_in(inside) {
-                match is_gone {
-                    true => word.unmap(),
-                    false => word.drop_contents(),
-                };
-            }
-        }
-        process.regions.insert(Arc::clone(region))
-    }
-
-    /// The pages of `piece` went elsewhere in the remap that is being done. Those that no later event
-    /// unmapped are there, as new.
-    fn empty(&self, block: &BlockGuard<'_>, piece: Span) {
-        let queue = self.queue.lock();
-        let is_gone = |page: Span| {
-            queue.pending().skip(1).any(|job| match job {
-                Job::Unmapped { span } | Job::Remapped { from: span, .. } => span.covers(page),
-                Job::Removed { .. } | Job::Sweep => false,
-            })
-        };
-        for page in piece.pages() {
-            if !is_gone(Span::page_of(page.start())) {
-                block.region.word(page).map_again();
-            }
-        }
-    }
-
-    /// The next job; it stays queued until `done`. Of one that has to wait, `ask` says whether the kernel
-    /// has told everything.
-    fn next(&self, mut ask: impl FnMut() -> bool) -> Option<Job> {
-        let mut queue = self.queue.lock();
-        let mut asks = 0;
-        loop {
-            let next = queue.pending().next();
-            if let Some(job) = next {
-                if !queue.has_to_wait(job) {
-                    return Some(job);
-                }
-                asks += 1;
-                if asks > ASKS || queue.stopped {
-                    queue.ends.forgive();
-                    continue;
-                }
-                drop(queue);
-                let is_told = ask();
-                queue = self.queue.lock();
-                if !is_told && queue.has_to_wait(job) {
-                    (queue, _) = self.changed.wait_timeout(queue, ASK_AGAIN);
-                }
-                continue;
-            }
-            if core::mem::take(&mut queue.overflowed) {
-                queue.sweeping = true;
-                return Some(Job::Sweep);
-            }
-            if queue.stopped {
-                return None;
-            }
-            queue = self.changed.wait(queue);
-        }
-    }
-
-    /// Whether an end is owed to anybody.
-    fn has_ends(&self) -> bool {
-        !self.queue.lock().ends.is_empty()
-    }
-
-    fn done(&self, job: Job) {
-        let mut queue = self.queue.lock();
-        if job == Job::Sweep {
-            queue.sweeping = false;
-        } else {
-            queue.first = (queue.first + 1) % JOBS;
-            queue.len -= 1;
-        }
-        drop(queue);
-        self.changed.notify_all();
-    }
-}
-
-impl Queue {
-    fn is_remapping(&self) -> bool {
-        self.pending()
-            .any(|job| matches!(job, Job::Remapped { .. }))
-    }
-
-    /// Whether a remap that is queued takes pages from `span`, or to it.
-    fn concerns(&self, span: Span) -> bool {
-        self.pending().any(|job| match job {
-            Job::Remapped { from, .. } => from.overlaps(span) || job.arrives_in(span).is_some(),
-            _ => false,
-        })
-    }
-
-    /// Whether a remap that is queued brings something to `at`.
-    fn arrives(&self, at: VirtAddr) -> bool {
-        let page = Span::page_of(at);
-        self.pending().any(|job| job.arrives_in(page).is_some())
-    }
-
-    /// What of `span` a queued remap brings something to that does not end in the queue.
-    fn stays_at(&self, span: Span) -> Option<Span> {
-        self.pending()
-            .fold(None, |there: Option<Span>, job| match job {
-                Job::Unmapped { span: gone } => there.filter(|there| !gone.overlaps(*there)),
-                Job::Remapped { from, .. } => {
-                    let left = there.filter(|there| !from.overlaps(*there));
-                    job.arrives_in(span).or(left)
-                }
-                Job::Removed { .. } | Job::Sweep => there,
-            })
-    }
-
-    /// Whether the place that a job brings something to is not free yet.
-    fn has_to_wait(&self, job: Job) -> bool {
-        match job {
-            Job::Remapped { from, to, number } => {
-                Span::from_len(to, from.len()).is_ok_and(|there| self.ends.holds(there, number))
-            }
-            _ => false,
-        }
-    }
-
-    fn pending(&self) -> impl Iterator<Item = Job> + '_ {
-        (0..self.len).filter_map(|i| self.jobs[(self.first + i) % JOBS])
-    }
-}
-
-impl Job {
-    /// What of `span` it brings something to.
-    fn arrives_in(self, span: Span) -> Option<Span> {
-        match self {
-            Self::Remapped { from, to, .. } => {
-                Span::from_len(to, from.len()).ok()?.intersection(span)
-            }
-            _ => None,
-        }
     }
 }
 

@@ -51,7 +51,7 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
     let Some(part) = process.regions.find(arrival.at) else {
         if arrival.protected {
             // Moved here a moment ago. Copies were of its old place: nobody reads them for this one.
-            process.mover.release(page);
+            process.mover.release_at_once(page);
             return true;
         }
         let is_engine = gpusvm_guarded::is_engine_thread(tid);
@@ -62,18 +62,20 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
         // Somebody who holds the block protected it, or is about to copy it; or it is read in copies.
         return block.note_fault();
     }
-    // A device in software works on the page in place, and the program dropped it: whoever takes
-    // the block may be waiting for that very access to end. Or whoever holds the block touched it.
+    // What is a hole now is filled as one: from here on, nothing is heard to move here.
+    let _held = process.source.hold();
     let word = part.region.word(arrival.at.page()).get();
-    // Or what was dropped while it is away is touched: it is zero now.
     let is_engine = gpusvm_guarded::is_engine_thread(tid);
-    let cannot_wait = (word.place == Place::System && is_engine)
+    // Where another mapping arrives, what is missing is not a hole: it may be on a device.
+    let arrives = word.unmapped && process.events.is_arriving(arrival.at);
+    // A device in software works on the page in place, and the program dropped it: whoever takes
+    // the block may be waiting for that very access to end.
+    let cannot_wait = (word.place == Place::System && is_engine && !arrives)
+        // Or whoever holds the block touched it.
         || block.is_breaker(tid)
-        || (word.place == Place::Collected && word.dropped)
-        // Where another mapping arrives, what is missing is not a hole: it may be on a device.
-        || (word.place == Place::Collected
-            && word.unmapped
-            && !process.events.is_arriving(arrival.at));
+        // Or what was dropped while it is away is touched: it is zero now.
+        || (word.place == Place::Collected && word.dropped && !arrives)
+        || (word.place == Place::Collected && word.unmapped && !arrives);
     // Dropped while it is read in copies: that is heard of in a moment, and no write goes unheard.
     let fill = || match word.protected {
         true => process.mover.zero_fill_protected(page),
@@ -83,7 +85,8 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
         fill();
     }
     // Or it met a hole that has just been marked, and whoever marked it waits for it.
-    cannot_wait || (word.place == Place::Collected && is_engine && block.clearing.fill(fill))
+    let is_marked = word.place == Place::Collected && is_engine && !arrives;
+    cannot_wait || (is_marked && block.clearing.fill(fill))
 }
 
 /// Serves a fault. May wait, for a copy and for devices.
@@ -175,21 +178,28 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
         .intersection(block.span())
         .unwrap_or_else(|| Span::page_of(page.start()));
     block.region.word(page).saw_hole();
+    // What moves here is not filled with zeroes: from here on, no move is heard of, and none ends.
+    let held = process.source.hold();
     let is_hole = |page: PageIndex| {
         let word = block.region.word(page).get();
         word.place == Place::System && !word.dropped && !word.unmapped
     };
     let first = chunk.first_page();
+    let mut is_there = false;
     for run in crate::outbound::runs(chunk, |i| {
         is_hole(first + gpusvm_types::PageCount::from_usize(i))
     }) {
         if process.mover.zero_fill(run) {
             Counters::count(&process.counters.zero_fills);
-        } else if run.contains(page.start()) {
-            // It is there after all. If it is still protected, by whoever took it and is gone, it is
-            // so no longer than this.
-            process.mover.release(Span::page_of(page.start()));
+        } else {
+            is_there |= run.contains(page.start());
         }
+    }
+    drop(held);
+    if is_there {
+        // After all. If it is still protected, by whoever took it and is gone, it is so no longer than
+        // this.
+        process.mover.release(Span::page_of(page.start()));
     }
     process.mover.wake(Span::page_of(page.start()));
 }

@@ -167,10 +167,19 @@ impl<'b> LinuxOutbound<'b> {
     }
 
     /// What was copied where it was goes. What was not copied after all, or given up and maybe
-    /// written again, stays, and can be written.
+    /// written again, stays, and can be written; and what is there of an unmapped page is another
+    /// mapping's.
     fn settle_in_place(&self) {
+        if self.in_place.is_empty() {
+            return;
+        }
         let (process, words) = (self.block.process, self.block.region.words_in(self.span));
-        let goes = |i: usize| matches!(words[i].get().place, Place::Device(_));
+        // What was unmapped before is marked.
+        process.source.fence();
+        let goes = |i: usize| {
+            let word = words[i].get();
+            matches!(word.place, Place::Device(_)) && !word.unmapped
+        };
         let is_in = |i: usize| self.in_place.contains(i);
         for run in runs(self.span, |i| {
             is_in(i) && self.sources[i].is_collected() && goes(i)
@@ -259,8 +268,17 @@ impl<'b> LinuxOutbound<'b> {
             let held = process.source.hold();
             let moved_to = process.events.moved_to(page);
             let is_unmapped = self.block.region.word(page.first_page()).get().unmapped;
-            if !self.is_to_go_back(i) || !is_there || (is_unmapped && moved_to.is_none()) {
+            if !self.is_to_go_back(i) || !is_there {
                 return;
+            }
+            if is_unmapped && moved_to.is_none() {
+                // Its end may be a remap that is to be read yet, of which the mark was another's.
+                let is_owed = process.events.is_owed(page);
+                drop(held);
+                if !is_owed || (!process.forgive_ends() && !patience.wait()) {
+                    return;
+                }
+                continue;
             }
             let to = moved_to.unwrap_or(page);
             let filled = match process.mover.put_back(to, from) {

@@ -19,6 +19,7 @@ use crate::outbound::runs;
 use crate::stats::Counters;
 use gpusvm_mm::{Block, KeptReason, MmError, Place, Reason, Source, WordState};
 use gpusvm_types::{PAGES_PER_BLOCK, PageIndex, Span};
+use rustix::io::Errno;
 
 impl BlockGuard<'_> {
     /// See [`Block::write_protect`].
@@ -42,7 +43,8 @@ impl BlockGuard<'_> {
         for run in runs(span, |i| stays[i]) {
             let first = span.index_of(run.first_page());
             let there = &mut sources[first..first + run.page_count().as_usize()];
-            if let Err(errno) = self.process.mover.protect(run, there) {
+            let filled = self.fill_gaps(run);
+            if let Err(errno) = filled.and_then(|()| self.process.mover.protect(run, there)) {
                 for run in runs(span, |i| news[i]) {
                     self.process.mover.release(run);
                     let words = self.region.words_in(run);
@@ -57,6 +59,15 @@ impl BlockGuard<'_> {
         }
         Counters::count(&self.process.counters.protections);
         Ok(())
+    }
+
+    /// What was never touched becomes the zero page, so that a first write of it is caught.
+    fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
+        // What moves here is not filled with zeroes: from here on, no move is heard of, and none ends.
+        let _held = self.process.source.hold();
+        let words = self.region.words_in(run);
+        let mut pieces = runs(run, |i| !words[i].get().unmapped);
+        pieces.try_for_each(|piece| self.process.mover.fill_gaps(piece))
     }
 
     /// Marks the pages in RAM, and says which are news; the others are `Kept`.

@@ -11,7 +11,7 @@ mod common;
 
 use common::memory::{self, Memory, Pages, check_moved, check_zero};
 use common::{OWNER, World, exit_code, forked};
-use gpusvm_mm::{AddressSpace, Block};
+use gpusvm_mm::{AddressSpace, Block, Outbound};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageIndex, Span};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ on_userfaultfd_rungs!(
     dropped_after_it_moved_from_the_device,
     forked_right_after_it_moved,
     moved_from_the_device_onto_memory_that_is_collected,
+    moved_from_the_device_onto_memory_that_a_unit_works_on,
+    new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data,
 );
 
 /// A mapping of the program's own, filled and armed.
@@ -122,4 +124,63 @@ fn moved_from_the_device_onto_memory_that_is_collected(world: &World) {
         reader.join().unwrap();
     });
     end_moved(world, below.span());
+}
+
+/// The same for a unit of a device, which must not wait: it is refused, and finds the data later.
+///
+/// Story: it was given a page of zeroes, which was then taken for newer than the data.
+fn moved_from_the_device_onto_memory_that_a_unit_works_on(world: &World) {
+    gpusvm_guarded::install().unwrap();
+    let (below, above) = (own(world, BLOCK_SIZE), own(world, BLOCK_SIZE));
+    above.fill(6);
+    world.out(above.span());
+    std::thread::scope(|scope| {
+        let block = world.process.lock_block(below.span()).unwrap();
+        memory::remap(above.span(), below.span().start(), false);
+        let unit = scope.spawn(|| {
+            let _on_record = gpusvm_guarded::EngineThread::enter().unwrap();
+            let at = memory::pointer(below.span().start()).cast::<u64>();
+            loop {
+                // SAFETY: an address of the test's.
+                match unsafe { gpusvm_guarded::load64(at) } {
+                    Ok(found) => return found,
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+        std::thread::sleep(Duration::from_millis(30));
+        drop(block);
+        let first = above.span().start();
+        assert_eq!(unit.join().unwrap(), memory::value(6, first.get()));
+    });
+    check_moved(below.span(), above.span(), 6);
+    end_moved(world, below.span());
+}
+
+/// Pages are on their way out when the program unmaps them and maps others there: what is left behind
+/// by those that went is not taken from these.
+fn new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data(world: &World) {
+    for moves in [false, true] {
+        let memory = own(world, BLOCK_SIZE);
+        let span = memory.span();
+        let mut block = world.process.lock_block(span).unwrap();
+        let collected = block.collect(span, OWNER, &mut |_, _| false).unwrap();
+        if moves {
+            let other = memory::map(BLOCK_SIZE);
+            memory::store(other.start(), 7);
+            memory::remap(other, span.start(), false);
+        } else {
+            memory::unmap(span);
+            memory::map_at(span);
+            memory::store(span.start(), 7);
+        }
+        let taken = world.device.take(span.page_count());
+        assert!(world.device.copy_from(taken, collected.sources()));
+        collected.commit(&mut |i| world.device.hold(taken, i));
+        drop(block);
+        assert_eq!(memory::load(span.start()), 7);
+        memory::unmap(span);
+        world.process.settle_events();
+        assert_eq!(world.device.held(), 0);
+    }
 }

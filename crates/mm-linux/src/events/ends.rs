@@ -114,6 +114,12 @@ impl Ends {
         self.len = 0;
     }
 
+    /// What arrival `number` at `to` waits for is not owed any more: it has waited for long enough.
+    pub(super) fn forgive_before(&mut self, to: Span, number: u64) {
+        let holds = |end: &End| end.before <= number && end.span.overlaps(to);
+        while self.take(to, holds).is_some() {}
+    }
+
     /// Takes what `span` has of the oldest end that `is_it`.
     fn take(&mut self, span: Span, is_it: impl Fn(&End) -> bool) -> Option<(Span, u64)> {
         let at = self.iter().position(|end| is_it(&end))?;

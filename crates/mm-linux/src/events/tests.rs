@@ -1,10 +1,15 @@
 //! The queue, and messages in the orders in which threads make them.
 
+use super::queue::{JOBS, KEPT_FOR_REMAPS};
 use super::*;
+use core::cell::Cell;
+use core::time::Duration;
+use gpusvm_mm::Time;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Nobody asks.
-fn never() -> bool {
-    false
+/// A job that need not wait.
+fn next(events: &Events) -> Option<Job> {
+    events.next(|| Time::START, || panic!("nobody waits"))
 }
 
 #[test]
@@ -27,17 +32,17 @@ fn jobs_come_out_in_order_and_pending_ones_are_seen() {
     );
     assert_eq!(events.moved_to(page(5)), None);
     let first = Job::Unmapped { span: page(9) };
-    assert_eq!(events.next(never), Some(first));
+    assert_eq!(next(&events), Some(first));
     events.done(first);
     let second = Job::Remapped {
         from,
         to: VirtAddr::new(0x10_0000),
         number: 0,
     };
-    assert_eq!(events.next(never), Some(second));
+    assert_eq!(next(&events), Some(second));
     events.done(second);
     events.stop();
-    assert_eq!(events.next(never), None);
+    assert_eq!(next(&events), None);
     events.sync();
 }
 
@@ -86,12 +91,82 @@ fn a_full_queue_asks_for_a_sweep_and_still_takes_remaps() {
     );
     assert!(events.is_remapping());
     let mut taken = 0;
-    while let Some(job) = events.next(never).filter(|job| *job != Job::Sweep) {
+    while let Some(job) = next(&events).filter(|job| *job != Job::Sweep) {
         taken += 1;
         events.done(job);
     }
     assert_eq!(taken, JOBS - KEPT_FOR_REMAPS + 1);
     events.done(Job::Sweep);
+    events.sync();
+}
+
+/// Story: who began work on a device waited for as long as another thread unmapped things.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "how long is too long")]
+fn who_waits_for_what_was_read_does_not_wait_for_what_is_read_later() {
+    let events = Events::new();
+    let push = |p| {
+        let span = pages(p, p + 1);
+        drop(events.push(events.queue.lock(), Job::Unmapped { span }, true));
+    };
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        push(0);
+        let waiter = scope.spawn(|| {
+            events.sync();
+            assert!(
+                is_done.load(Ordering::SeqCst),
+                "for what was read before, it does"
+            );
+        });
+        let began = std::time::Instant::now();
+        for p in 1.. {
+            assert!(
+                began.elapsed() < Duration::from_secs(30),
+                "it waits for ever"
+            );
+            // There is always one.
+            push(p);
+            let job = next(&events).unwrap();
+            is_done.store(true, Ordering::SeqCst);
+            events.done(job);
+            if waiter.is_finished() {
+                break;
+            }
+        }
+        // What is left is nobody's to wait for: so it ends, if it did not.
+        events.stop();
+    });
+}
+
+/// The same for marks that found no room in a queue that is never empty; but remaps come first.
+#[test]
+fn a_sweep_comes_although_there_is_always_something_to_do() {
+    let events = Events::new();
+    let span = pages(5, 6);
+    let push = || drop(events.push(events.queue.lock(), Job::Removed { span }, false));
+    let step = || {
+        push();
+        let job = next(&events).unwrap();
+        events.done(job);
+        job
+    };
+    remap(&events, pages(X, X + 8), pages(Y, Y + 8));
+    (0..2 * JOBS).for_each(|_| push());
+    let steps: Vec<_> = (0..2 * JOBS).map(|_| step()).collect();
+    assert!(matches!(steps[0], Job::Remapped { .. }));
+    let sweep = steps.iter().position(|job| *job == Job::Sweep);
+    assert_eq!(sweep, Some(JOBS), "after so many others");
+
+    // One that meets the marks of a remap is made again.
+    while next(&events).is_some_and(|job| job != Job::Sweep) {
+        events.done(Job::Removed { span });
+    }
+    events.sweep_again();
+    events.done(Job::Sweep);
+    assert_eq!(next(&events), Some(Job::Sweep));
+    events.done(Job::Sweep);
+    while !done(&events).is_empty() {}
     events.sync();
 }
 
@@ -116,14 +191,15 @@ fn done(events: &Events) -> Vec<(u64, Option<u64>)> {
     loop {
         let queue = events.queue.lock();
         let first = queue.pending().next();
-        let Some(job) = first.filter(|job| !queue.has_to_wait(*job)) else {
+        let Some(job) = first.filter(|job| queue.waits_for(*job).is_none()) else {
             return all;
         };
         drop(queue);
         all.push(match job {
             Job::Remapped { from, to, .. } => (page(from.start()), Some(page(to))),
             Job::Unmapped { span } => (page(span.start()), None),
-            Job::Removed { .. } | Job::Sweep => panic!("nobody dropped anything"),
+            Job::Removed { span } => (page(span.start()), None),
+            Job::Sweep => panic!("not queued"),
         });
         events.done(job);
     }
@@ -132,6 +208,7 @@ fn done(events: &Events) -> Vec<(u64, Option<u64>)> {
 const X: u64 = 0;
 const Y: u64 = 100;
 const Z: u64 = 200;
+const W: u64 = 300;
 
 /// One thread moves X to Y, another Z to X before the first has told that X is unmapped.
 #[test]
@@ -176,7 +253,7 @@ fn a_remap_that_is_read_late_is_done_before_the_arrival_that_it_made_room_for() 
 #[test]
 fn ends_are_those_of_the_oldest_first() {
     let events = Events::new();
-    let [x, y, z, w] = [X, Y, Z, 300].map(|first| pages(first, first + 8));
+    let [x, y, z, w] = [X, Y, Z, W].map(|first| pages(first, first + 8));
     remap(&events, x, y);
     remap(&events, z, x);
     remap(&events, w, x);
@@ -186,9 +263,9 @@ fn ends_are_those_of_the_oldest_first() {
     assert_eq!(done(&events), [(X + 4, None), (Z, Some(X))]);
     unmap(&events, z);
     unmap(&events, x);
-    assert_eq!(done(&events), [(X, None), (300, Some(X)), (Z, None)]);
+    assert_eq!(done(&events), [(X, None), (W, Some(X)), (Z, None)]);
     unmap(&events, w);
-    assert_eq!(done(&events), [(300, None)]);
+    assert_eq!(done(&events), [(W, None)]);
 }
 
 /// `MREMAP_DONTUNMAP`: nothing is owed, and the kernel says so.
@@ -200,13 +277,67 @@ fn what_never_ends_holds_nothing_up_once_all_is_told() {
     remap(&events, z, x);
     assert_eq!(done(&events), [(X, Some(Y))]);
     let mut asked = 0;
-    let next = events.next(|| {
+    let ask = || {
         asked += 1;
         if asked == 3 {
             events.forgive();
         }
         asked == 3
-    });
+    };
+    let next = events.next(|| Time::START, ask);
     assert_eq!((asked, next.is_some()), (3, true));
     assert_eq!(done(&events), [(Z, Some(X))]);
+}
+
+/// Two remaps, each to a place that is owed an end.
+fn two_that_wait(events: &Events) {
+    let places = [X, Y, Z, W].map(|first| pages(first, first + 8));
+    let [x, y, z, w] = places;
+    {
+        let mut queue = events.queue.lock();
+        let number = queue.ends.last() + 1;
+        queue.ends.owe(x, number);
+        queue.ends.owe(y, number);
+    }
+    remap(events, z, x);
+    remap(events, w, y);
+}
+
+/// Story: wake-ups were counted, so where many things happened the time was up at once.
+#[test]
+fn who_waits_for_an_end_waits_however_often_it_is_woken() {
+    let events = Events::new();
+    two_that_wait(&events);
+    let mut asked = 0;
+    let ask = || {
+        asked += 1;
+        if asked == 20_000 {
+            unmap(&events, pages(X, X + 8));
+        }
+        // Something was read meanwhile: look again.
+        true
+    };
+    let next = events.next(|| Time::START, ask);
+    let unmapped = Job::Unmapped {
+        span: pages(X, X + 8),
+    };
+    assert_eq!((next, asked), (Some(unmapped), 20_000));
+}
+
+/// One arrival has waited for long enough: another, for another place, has not.
+#[test]
+fn an_end_that_is_not_told_holds_its_arrival_up_for_so_long() {
+    let events = Events::new();
+    two_that_wait(&events);
+    let clock = Cell::new(Time::START);
+    let ask = || {
+        clock.set(clock.get().after(Duration::from_millis(100)));
+        true
+    };
+    assert!(events.next(|| clock.get(), ask).is_some());
+    assert_eq!(clock.get().since(Time::START), Duration::from_secs(1));
+    assert_eq!(done(&events), [(Z, Some(X))], "the other waits");
+    assert!(events.next(|| clock.get(), ask).is_some());
+    assert_eq!(clock.get().since(Time::START), Duration::from_secs(2));
+    assert_eq!(done(&events), [(W, Some(Y))]);
 }

@@ -1,20 +1,25 @@
 //! What the event thread does about each event: locks blocks, zaps, gives device pages back, changes the
 //! region table.
 
-use super::{Job, translate};
+use super::queue::Job;
+use super::{Events, translate};
 use crate::block::BlockGuard;
 use crate::outbound::runs;
 use crate::process::Process;
 use crate::region::Region;
 use crate::regions::Part;
-use gpusvm_mm::{Block, Freed, Place, Reason, WordState};
+use gpusvm_mm::{AddressSpace, Block, Freed, Place, Reason, WordState};
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{PageCount, Span, VirtAddr};
 
 /// The event thread.
 pub(crate) fn run(process: &Process) {
-    while let Some(job) = process.events.next(|| process.forgive_ends()) {
+    let next = || {
+        let (now, ask) = (|| process.now(), || process.forgive_ends());
+        process.events.next(now, ask)
+    };
+    while let Some(job) = next() {
         handle(process, &job);
         process.events.done(job);
         if process.events.has_ends() {
@@ -64,7 +69,7 @@ fn sweep(process: &Process) {
         for run in marked(|word| word.unmapped) {
             if process.events.is_remapping() {
                 // The marks may be those of a remap: that comes first.
-                process.events.queue.lock().overflowed = true;
+                process.events.sweep_again();
                 return;
             }
             unmapped(process, run);
@@ -173,6 +178,49 @@ fn each_block(process: &Process, span: Span, act: impl Fn(&mut BlockGuard<'_>, S
             };
             if let Some(piece) = piece.intersection(block.span()) {
                 act(&mut block, piece);
+            }
+        }
+    }
+}
+
+impl Events {
+    /// Lets the new place of the remap that is being done appear, marked with what the program did to
+    /// it since.
+    fn appear(&self, process: &Process, region: &Arc<Region>) -> Result<(), Span> {
+        let queue = self.queue.lock();
+        // The first job is the remap itself.
+        for job in queue.pending().skip(1) {
+            let (span, is_gone) = match job {
+                Job::Removed { span } => (span, false),
+                Job::Unmapped { span } | Job::Remapped { from: span, .. } => (span, true),
+                Job::Sweep => continue,
+            };
+            let Some(inside) = span.intersection(region.span()) else {
+                continue;
+            };
+            for word in region.words_in(inside) {
+                match is_gone {
+                    true => word.unmap(),
+                    false => word.drop_contents(),
+                };
+            }
+        }
+        process.regions.insert(Arc::clone(region))
+    }
+
+    /// The pages of `piece` went elsewhere in the remap that is being done. Those that no later event
+    /// unmapped are there, as new.
+    fn empty(&self, block: &BlockGuard<'_>, piece: Span) {
+        let queue = self.queue.lock();
+        let is_gone = |page: Span| {
+            queue.pending().skip(1).any(|job| match job {
+                Job::Unmapped { span } | Job::Remapped { from: span, .. } => span.covers(page),
+                Job::Removed { .. } | Job::Sweep => false,
+            })
+        };
+        for page in piece.pages() {
+            if !is_gone(Span::page_of(page.start())) {
+                block.region.word(page).map_again();
             }
         }
     }

@@ -61,8 +61,11 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
     /// Whether writes of pages that stay where they are can be caught.
     fn can_protect(&self) -> bool;
 
+    /// The zero page comes where nothing of `run` is.
+    fn fill_gaps(&self, run: Span) -> Result<(), Errno>;
+
     /// Catches writes of the pages of `run`, which stay where they are, and says where each can be read.
-    /// What was never touched becomes the zero page. Devices that could write them were flushed.
+    /// Devices that could write them were flushed.
     ///
     /// On an error some may be protected: `release` them.
     fn protect(&self, run: Span, sources: &mut [Source]) -> Result<(), Errno>;
@@ -70,6 +73,10 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
     /// Pages that were taken in place, or protected, are writers' again; who waits for one of them
     /// tries again.
     fn release(&self, run: Span);
+
+    /// As `release`, one page, and without waiting: if mappings are changing right now, who waits for it
+    /// tries again, and finds it as it was. For handlers that must answer at once.
+    fn release_at_once(&self, page: Span);
 
     /// Pages that were taken to the slot come back; holes among them stay holes.
     fn put_back(&self, run: Span, slot: VirtAddr) -> Filled;

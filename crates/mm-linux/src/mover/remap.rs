@@ -84,11 +84,19 @@ impl Mover for Remapper {
         false
     }
 
+    fn fill_gaps(&self, _: Span) -> Result<(), Errno> {
+        Ok(())
+    }
+
     fn protect(&self, _: Span, _: &mut [Source]) -> Result<(), Errno> {
         Err(Errno::OPNOTSUPP)
     }
 
     fn release(&self, _: Span) {}
+
+    fn release_at_once(&self, page: Span) {
+        self.wake(page);
+    }
 
     fn put_back(&self, run: Span, slot: VirtAddr) -> Filled {
         self.fill(run, slot)

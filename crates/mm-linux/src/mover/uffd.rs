@@ -5,38 +5,25 @@
 //! ever reads because nobody ever touches a missing page there. A third is for memory that is only
 //! watched: it reports unmaps and remaps.
 
+mod out; // how they leave
+mod again; // and who says that it is too early
+
 use super::{Filled, Mover, Taken, slot_run};
 use crate::region::BlockState;
 use crate::sys::map;
 use crate::sys::pagemap::{Categories, PageMap, Region as PageRegion};
-use crate::sys::uffd::{CopyFlags, Features, MoveFlags, Progress, RegisterModes, Uffd};
-use core::time::Duration;
-use gpusvm_mm::{KeptReason, Source};
+use crate::sys::uffd::{CopyFlags, Features, Progress, RegisterModes, Uffd};
+use again::{HASTY, PATIENT, again};
+use gpusvm_mm::Source;
 use gpusvm_sync::Arc;
-use gpusvm_types::{BLOCK_SIZE, ByteSize, DmaAddr, PAGE_SIZE, Span, VirtAddr};
+use gpusvm_types::{BLOCK_SIZE, ByteSize, PAGE_SIZE, Span, VirtAddr};
+use out::Errand;
 use rustix::io::Errno;
 use rustix::mm::MprotectFlags;
 
 /// A page of zeroes.
 #[repr(align(4096))]
 struct Zeroes([u8; PAGE_SIZE.as_usize()]);
-
-/// How pages are moved.
-struct Errand<'a> {
-    /// Whose the destination is.
-    to: &'a Uffd,
-    /// Who waits for the destination goes on waiting.
-    dont_wake: bool,
-    patience: u32,
-}
-
-/// How often a call that says `EAGAIN` is made again by and by: about a second.
-const PATIENT: u32 = 10_000;
-/// As often as it takes to find out that it will not do to wait here.
-const HASTY: u32 = 3;
-/// How many of the tries only yield.
-const YIELDS: u32 = 64;
-const NAP: Duration = Duration::from_micros(100);
 
 /// Pages by userfaultfd.
 #[derive(Debug)]
@@ -66,209 +53,12 @@ impl UffdMover {
         })
     }
 
-    /// Moves out as far as it goes, around pages that do not move.
-    fn move_out(
-        &self,
-        run: Span,
-        slot: VirtAddr,
-        sources: &mut [Source],
-        block: &BlockState,
-    ) -> Result<Taken, Errno> {
-        let Some(staging) = &self.staging else {
-            return self.protect_in_place(run, sources);
-        };
-        let mut rest = Some(run);
-        let mut broke_sharing = None;
-        while let Some(left) = rest {
-            let to = slot + left.start().offset_from(run.start());
-            let moved = self.move_to_slot(staging, left, to);
-            rest = Span::new(left.start() + moved.done, left.end()).ok();
-            let (Some(errno), Some(left)) = (moved.errno, rest) else {
-                break;
-            };
-            let stuck = Span::page_of(left.start());
-            let source = &mut sources[run.index_of(stuck.first_page())];
-            match errno {
-                // Shared with a child of fork: a write makes it ours. Pinned: it stays.
-                Errno::BUSY if broke_sharing != Some(stuck) => {
-                    broke_sharing = Some(stuck);
-                    self.break_sharing(left, block);
-                    continue;
-                }
-                Errno::BUSY => *source = Source::Kept(KeptReason::Busy),
-                Errno::NOENT | Errno::FAULT => *source = Source::Kept(KeptReason::Unmapped),
-                // A kind of memory that does not move: read-only, locked, several mappings.
-                Errno::INVAL if left == run => return self.protect_in_place(run, sources),
-                errno if left == run => return Err(errno),
-                _ => {
-                    let first = run.index_of(stuck.first_page());
-                    sources[first..].fill(Source::Kept(KeptReason::Busy));
-                    break;
-                }
-            }
-            rest = Span::new(stuck.end(), left.end()).ok();
-        }
-        match self.note_holes(slot_run(run, slot), sources) {
-            Ok(huge) => Ok(Taken::Moved { huge }),
-            Err(errno) => {
-                let _ = self.put_back(run, slot);
-                Err(errno)
-            }
-        }
-    }
-
-    fn move_to_slot(&self, staging: &Uffd, from: Span, to: VirtAddr) -> Progress {
-        let errand = Errand {
-            to: staging,
-            dont_wake: true,
-            patience: PATIENT,
-        };
-        // SAFETY: the block is locked, so whoever touches a page of it waits until it is put back
-        // or settled; or it is the nursery's. The slot is ours and empty there.
-        unsafe { self.move_all(from, to, &errand) }
-    }
-
-    /// Moves as far as it goes; holes stay holes, and count as moved.
-    ///
-    /// Linux 6.18 loses count after a race that it resolves by itself: it tries once more what it has
-    /// just done. For a page, that ends with `EEXIST`, so a page that is gone at its old place has
-    /// moved, whatever is said. For a hole, where holes are allowed, it never ends; so they are not
-    /// allowed, and passed over here.
-    ///
-    /// # Safety
-    ///
-    /// As [`Uffd::move_pages`].
-    unsafe fn move_all(&self, from: Span, to: VirtAddr, errand: &Errand<'_>) -> Progress {
-        let flags = MoveFlags {
-            allow_holes: false,
-            dont_wake: errand.dont_wake,
-        };
-        let mut done = ByteSize::ZERO;
-        loop {
-            let moved = again(errand.patience, |more| {
-                let done = done + more;
-                let (dst, src, len) = (to + done, from.start() + done, from.len() - done);
-                // SAFETY: as the caller promises.
-                unsafe { errand.to.move_pages(dst, src, len, flags) }
-            });
-            done += moved.done;
-            let left = Span::new(from.start() + done, from.end());
-            let (Some(Errno::EXIST | Errno::NOENT), Ok(left)) = (moved.errno, left) else {
-                let errno = moved.errno;
-                return Progress { done, errno };
-            };
-            let gone = match moved.errno {
-                Some(Errno::EXIST) => self.hole_at(Span::page_of(left.start())),
-                _ => self.hole_at(left),
-            };
-            if gone.is_zero() {
-                let errno = moved.errno;
-                return Progress { done, errno };
-            }
-            done += gone;
-            if done == from.len() {
-                return Progress { done, errno: None };
-            }
-        }
-    }
-
-    /// How much of `span` is a hole, from its start on.
-    fn hole_at(&self, span: Span) -> ByteSize {
-        let mut next = [PageRegion::EMPTY];
-        match self.pages.scan(span, &mut next) {
-            Ok(scanned) if scanned.regions == 0 => span.len(),
-            Ok(_) => next[0].start.max(span.start()).offset_from(span.start()),
-            Err(_) => ByteSize::ZERO,
-        }
-    }
-
-    /// Makes the pages that are there at the start of `left` the process' own.
-    fn break_sharing(&self, left: Span, block: &BlockState) {
-        let mut there = [PageRegion::EMPTY];
-        // Holes must stay holes: only as far as pages are.
-        let extent = match self.pages.scan(left, &mut there) {
-            Ok(scanned) if scanned.regions == 1 => Span::new(there[0].start, there[0].end).ok(),
-            _ => None,
-        };
-        let extent = extent.and_then(|extent| extent.intersection(left));
-        let extent = extent.unwrap_or_else(|| Span::page_of(left.start()));
-        // Should it fail, the page says so once more, and is kept.
-        let _ = block.breaking_sharing(|| map::populate_write(extent));
-    }
-
-    /// Keeps writers out; the pages stay where they are until they are copied.
-    fn protect_in_place(&self, run: Span, sources: &mut [Source]) -> Result<Taken, Errno> {
-        sources.fill(Source::Hole);
-        if self.program.features().contains(Features::WP) {
-            self.write_protect(run, true)?;
-        }
-        match self.note_holes(run, sources) {
-            Ok(_) => Ok(Taken::InPlace),
-            Err(errno) => {
-                self.release(run);
-                Err(errno)
-            }
-        }
-    }
-
-    /// The zero page comes where nothing is.
-    fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
-        let mut there = [PageRegion::EMPTY; 64];
-        let mut rest = Some(run);
-        while let Some(left) = rest {
-            let scanned = self.pages.scan(left, &mut there)?;
-            let mut at = left.start();
-            let found = &there[..scanned.regions];
-            let ends = found.iter().map(|region| (region.start, region.end));
-            for (start, end) in ends.chain([(scanned.until, scanned.until)]) {
-                if let Ok(gap) = Span::new(at, start) {
-                    self.zero_fill(gap);
-                }
-                at = end;
-            }
-            rest = Span::new(scanned.until, run.end()).ok();
-        }
-        Ok(())
-    }
-
     fn write_protect(&self, run: Span, on: bool) -> Result<(), Errno> {
         let protected = again(PATIENT, |_| Progress {
             done: ByteSize::ZERO,
             errno: self.program.write_protect(run, on, false).err(),
         });
         protected.errno.map_or(Ok(()), Err)
-    }
-
-    /// Finds out which of the pages that are expected at `there` are none, and says where the others
-    /// are. Whether they are all one huge page.
-    fn note_holes(&self, there: Span, sources: &mut [Source]) -> Result<bool, Errno> {
-        let mut seen = [PageRegion::EMPTY; 64];
-        let mut huge = false;
-        let mut rest = Some(there);
-        while let Some(left) = rest {
-            let scanned = self.pages.scan(left, &mut seen)?;
-            for region in &seen[..scanned.regions] {
-                if region.categories.contains(Categories::ZERO) {
-                    continue;
-                }
-                let span = Span::new(region.start, region.end).ok();
-                let Some(span) = span.and_then(|span| span.intersection(there)) else {
-                    continue;
-                };
-                huge = span.len() == BLOCK_SIZE && region.categories.contains(Categories::HUGE);
-                let first = there.index_of(span.first_page());
-                let pages = span.page_count().as_usize();
-                let mut at = DmaAddr::new(span.start().get());
-                for source in &mut sources[first..first + pages] {
-                    if *source == Source::Hole {
-                        *source = Source::Page(at);
-                    }
-                    at = at + PAGE_SIZE;
-                }
-            }
-            rest = Span::new(scanned.until, there.end()).ok();
-        }
-        Ok(huge)
     }
 }
 
@@ -350,8 +140,26 @@ impl Mover for UffdMover {
         self.program.features().contains(Features::WP)
     }
 
+    fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
+        let mut there = [PageRegion::EMPTY; 64];
+        let mut rest = Some(run);
+        while let Some(left) = rest {
+            let scanned = self.pages.scan(left, &mut there)?;
+            let mut at = left.start();
+            let found = &there[..scanned.regions];
+            let ends = found.iter().map(|region| (region.start, region.end));
+            for (start, end) in ends.chain([(scanned.until, scanned.until)]) {
+                if let Ok(gap) = Span::new(at, start) {
+                    self.zero_fill(gap);
+                }
+                at = end;
+            }
+            rest = Span::new(scanned.until, run.end()).ok();
+        }
+        Ok(())
+    }
+
     fn protect(&self, run: Span, sources: &mut [Source]) -> Result<(), Errno> {
-        self.fill_gaps(run)?;
         self.write_protect(run, true)?;
         // What was dropped since is missing, and a touch of it is caught as one.
         sources.fill(Source::Hole);
@@ -370,6 +178,13 @@ impl Mover for UffdMover {
             let _ = self.program.write_protect(page, false, false);
         }
         self.wake(run);
+    }
+
+    fn release_at_once(&self, page: Span) {
+        // The kernel wakes nobody where it refuses.
+        if self.program.write_protect(page, false, false).is_err() {
+            self.wake(page);
+        }
     }
 
     fn put_back(&self, run: Span, slot: VirtAddr) -> Filled {
@@ -488,63 +303,59 @@ impl Mover for UffdMover {
     }
 }
 
-/// Repeats a call from where it got to, as long as it says `EAGAIN`: without bound while it gets on,
-/// else so many times.
-fn again(patience: u32, mut call: impl FnMut(ByteSize) -> Progress) -> Progress {
-    let mut done = ByteSize::ZERO;
-    let mut stuck = 0;
-    loop {
-        let progress = call(done);
-        done += progress.done;
-        stuck = if progress.done.is_zero() {
-            stuck + 1
-        } else {
-            0
-        };
-        if progress.errno != Some(Errno::AGAIN) || stuck == patience {
-            let errno = progress.errno;
-            return Progress { done, errno };
-        }
-        match stuck {
-            0 => {}
-            1..YIELDS => std::thread::yield_now(),
-            _ => std::thread::sleep(NAP),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::map::Request;
+    use crate::sys::testing::{self, next_event, pages, started};
+    use crate::sys::uffd::Event;
+    use std::time::Instant;
 
-    /// How many calls are made when the first so many get on by a page, and all say `EAGAIN`.
-    fn calls(patience: u32, get_on: u32) -> u32 {
-        let mut calls = 0;
-        let progress = again(patience, |_| {
-            calls += 1;
-            let done = if calls <= get_on {
-                PAGE_SIZE
-            } else {
-                ByteSize::ZERO
-            };
-            Progress {
-                done,
-                errno: Some(Errno::AGAIN),
-            }
-        });
-        assert_eq!(progress.errno, Some(Errno::AGAIN));
-        assert_eq!(
-            progress.done,
-            ByteSize::new(PAGE_SIZE.get() * u64::from(get_on))
-        );
-        calls
-    }
-
+    /// Story: the handler that answers at once waited for an event to be read, which was its own to read.
     #[test]
-    fn a_call_that_gets_nowhere_is_made_so_often() {
-        for patience in [HASTY, PATIENT] {
-            assert_eq!(calls(patience, 0), patience);
-            assert_eq!(calls(patience, 20), 20 + patience, "what gets on is no try");
+    #[expect(clippy::disallowed_methods, reason = "it is about time")]
+    fn who_waits_for_a_page_that_cannot_be_released_yet_tries_again_at_once() {
+        let Some(uffd) = testing::uffd(Features::WP | Features::EVENT_REMOVE) else {
+            return;
+        };
+        let uffd = Arc::new(uffd);
+        let mover = UffdMover::new(Arc::clone(&uffd), None, None).unwrap();
+        let app = Request::new(pages(2)).dont_fork().map().unwrap();
+        app.store(ByteSize::ZERO, 1);
+        let span = app.span();
+        mover.arm(span).unwrap();
+        let page = Span::page_of(span.start());
+        mover.write_protect(page, true).unwrap();
+        let is_write = |event| matches!(event, Some(Event::Fault { wp: true, .. }));
+        let writer = started(move || {
+            app.store(ByteSize::ZERO, 2);
+            app
+        });
+        assert!(is_write(next_event(&uffd)));
+
+        let last = Span::new(page.end(), span.end()).unwrap();
+        // SAFETY: ours, and never touched.
+        let dropped = started(move || unsafe { map::discard(last) });
+        while uffd.write_protect(last, true, true) != Err(Errno::AGAIN) {
+            std::thread::yield_now();
         }
+        // Nobody reads what is about to be dropped. The best of a few: others use the machine.
+        let took = (0..3).map(|_| {
+            let began = Instant::now();
+            mover.release_at_once(page);
+            began.elapsed()
+        });
+        let took = took.min().unwrap();
+        assert!(took.as_millis() < 500, "{took:?}");
+        let (mut tries_again, mut is_told) = (false, false);
+        while !tries_again || !is_told {
+            let event = next_event(&uffd);
+            assert!(event.is_some(), "woken {tries_again}, told {is_told}");
+            tries_again |= is_write(event);
+            is_told |= matches!(event, Some(Event::Remove { .. }));
+        }
+        dropped.recv().unwrap().unwrap();
+        mover.release_at_once(page);
+        drop(writer.recv().unwrap());
     }
 }

@@ -35,7 +35,7 @@ pub(crate) mod probe; // what the machine offers
 mod ioctl; // one typed call
 
 #[cfg(test)]
-mod testing; // skip or fail, serial sections, forked children
+pub(crate) mod testing; // skip or fail, serial sections, forked children
 
 use core::ffi::c_void;
 use gpusvm_types::{ByteSize, VirtAddr};
