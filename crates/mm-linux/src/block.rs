@@ -176,14 +176,15 @@ impl<'a> BlockGuard<'a> {
         }
         // What this thread dropped before is marked.
         self.process.source.fence();
+        let mut has_ended = true;
         for part in self.parts() {
             // Without a range there are no copies.
             self.unprotect(part, Reason::Write);
             // Afterwards no fault proves that a dropped page is gone.
             self.process.settle_holes(&self.region, part);
-            self.process.mover.disarm(part);
+            has_ended &= self.let_go_of_what_is_left(part);
         }
-        state.registered.store(false, Ordering::Relaxed);
+        state.registered.store(!has_ended, Ordering::Relaxed);
     }
 
     /// Gives back the device pages of `span`, which was unmapped. Only for who handles the events in

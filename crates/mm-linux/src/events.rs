@@ -42,6 +42,7 @@ mod tests; // messages, in the orders in which threads make them
 pub(crate) use thread::run;
 
 use crate::block::BlockGuard;
+use crate::outbound::runs;
 use crate::process::Process;
 use crate::region::Region;
 use crate::stats::Counters;
@@ -49,7 +50,7 @@ use crate::sys::uffd::Event;
 use core::time::Duration;
 use ends::Ends;
 use gpusvm_sync::{Arc, Condvar, Mutex, MutexGuard};
-use gpusvm_types::{ByteSize, Span, VirtAddr};
+use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
 use std::os::fd::{FromRawFd, OwnedFd};
 
 /// How many jobs can wait. When there are more, marks in the words are all that is left of a removal
@@ -261,6 +262,17 @@ impl Events {
         self.queue.lock().arrives(at)
     }
 
+    /// Calls `each` with the pieces of `span` to which no remap that was read is about to bring something.
+    pub(crate) fn each_without_arrival(&self, span: Span, each: &mut dyn FnMut(Span)) {
+        let page = |i: usize| span.first_page() + PageCount::from_usize(i);
+        let arrives = |job: Job| job.arrives_in(span).is_some();
+        if self.queue.lock().pending().any(arrives) {
+            runs(span, |i| !self.is_arriving(page(i).start())).for_each(each);
+        } else {
+            each(span);
+        }
+    }
+
     /// Where a page is now that was remapped a moment ago, maybe more than once. `None` when it was not,
     /// or when the program gave it up, or unmapped it, after that.
     pub(crate) fn moved_to(&self, page: Span) -> Option<Span> {
@@ -352,38 +364,28 @@ impl Events {
     /// it since.
     fn appear(&self, process: &Process, region: &Arc<Region>) -> Result<(), Span> {
         let queue = self.queue.lock();
-        // The first job is the remap itself.
-        for job in queue.pending().skip(1) {
-            let (span, is_gone) = match job {
-                Job::Removed { span } => (span, false),
-                Job::Unmapped { span } | Job::Remapped { from: span, .. } => (span, true),
-                Job::Sweep => continue,
-            };
-            let Some(inside) = span.intersection(region.span()) else {
-                continue;
-            };
-            for word in region.words_in(inside) {
-                match is_gone {
-                    true => word.unmap(),
-                    false => word.drop_contents(),
-                };
+        for job in queue.after_this() {
+            let dropped = job
+                .drops()
+                .and_then(|span| span.intersection(region.span()));
+            let ended = job.ends().into_iter().flatten();
+            let ended = ended.filter_map(|span| span.intersection(region.span()));
+            for word in dropped.iter().flat_map(|span| region.words_in(*span)) {
+                word.drop_contents();
+            }
+            for word in ended.flat_map(|span| region.words_in(span)) {
+                word.unmap();
             }
         }
         process.regions.insert(Arc::clone(region))
     }
 
     /// The pages of `piece` went elsewhere in the remap that is being done. Those that no later event
-    /// unmapped are there, as new.
+    /// unmapped, and to which none brings others, are there, as new.
     fn empty(&self, block: &BlockGuard<'_>, piece: Span) {
         let queue = self.queue.lock();
-        let is_gone = |page: Span| {
-            queue.pending().skip(1).any(|job| match job {
-                Job::Unmapped { span } | Job::Remapped { from: span, .. } => span.covers(page),
-                Job::Removed { .. } | Job::Sweep => false,
-            })
-        };
         for page in piece.pages() {
-            if !is_gone(Span::page_of(page.start())) {
+            if !queue.is_ended(Span::page_of(page.start())) {
                 block.region.word(page).map_again();
             }
         }
@@ -475,6 +477,17 @@ impl Queue {
             })
     }
 
+    /// Whether what is at `page` when the remap that is being done is done ends in the queue.
+    fn is_ended(&self, page: Span) -> bool {
+        let mut ended = self.after_this().flat_map(Job::ends).flatten();
+        ended.any(|span| span.covers(page))
+    }
+
+    /// What comes after the remap that is being done, which is the first.
+    fn after_this(&self) -> impl Iterator<Item = Job> + '_ {
+        self.pending().skip(1)
+    }
+
     /// Whether the place that a job brings something to is not free yet.
     fn has_to_wait(&self, job: Job) -> bool {
         match job {
@@ -491,6 +504,24 @@ impl Queue {
 }
 
 impl Job {
+    /// Where the program gave contents up.
+    fn drops(self) -> Option<Span> {
+        match self {
+            Self::Removed { span } => Some(span),
+            Self::Unmapped { .. } | Self::Remapped { .. } | Self::Sweep => None,
+        }
+    }
+
+    /// Where a mapping ends: it is unmapped, or moves; or another comes in its place, though nothing was
+    /// read of its end.
+    fn ends(self) -> [Option<Span>; 2] {
+        match self {
+            Self::Unmapped { span } => [Some(span), None],
+            Self::Remapped { from, to, .. } => [Some(from), Span::from_len(to, from.len()).ok()],
+            Self::Removed { .. } | Self::Sweep => [None, None],
+        }
+    }
+
     /// What of `span` it brings something to.
     fn arrives_in(self, span: Span) -> Option<Span> {
         match self {

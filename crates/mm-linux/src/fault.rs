@@ -175,21 +175,29 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
         .intersection(block.span())
         .unwrap_or_else(|| Span::page_of(page.start()));
     block.region.word(page).saw_hole();
+    // What moved here is marked, or no page is filled: from here on, no move is heard of, and none ends.
+    let held = process.source.hold();
     let is_hole = |page: PageIndex| {
         let word = block.region.word(page).get();
         word.place == Place::System && !word.dropped && !word.unmapped
     };
     let first = chunk.first_page();
+    let mut is_there = false;
     for run in crate::outbound::runs(chunk, |i| {
         is_hole(first + gpusvm_types::PageCount::from_usize(i))
     }) {
         if process.mover.zero_fill(run) {
             Counters::count(&process.counters.zero_fills);
-        } else if run.contains(page.start()) {
-            // It is there after all. If it is still protected, by whoever took it and is gone, it is
-            // so no longer than this.
-            process.mover.release(Span::page_of(page.start()));
+        } else {
+            is_there |= run.contains(page.start());
         }
+    }
+    // What follows may wait for an event.
+    drop(held);
+    if is_there {
+        // After all. If it is still protected, by whoever took it and is gone, it is so no longer than
+        // this.
+        process.mover.release(Span::page_of(page.start()));
     }
     process.mover.wake(Span::page_of(page.start()));
 }
