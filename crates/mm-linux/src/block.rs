@@ -149,9 +149,9 @@ impl<'a> BlockGuard<'a> {
             }
             return Err(errno);
         }
-        for part in self.parts().filter(|part| !piece.covers(*part)) {
+        for rest in self.parts().flat_map(|part| part.without(piece)).flatten() {
             // Of another part nobody may have heard that it went, or what is there by now.
-            let _ = self.process.mover.arm(part);
+            let _ = self.process.mover.arm(rest);
         }
         registered.store(true, Ordering::Relaxed);
         Ok(())
