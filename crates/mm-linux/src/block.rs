@@ -149,9 +149,9 @@ impl<'a> BlockGuard<'a> {
             }
             return Err(errno);
         }
-        for part in self.parts().filter(|part| !piece.covers(*part)) {
+        for rest in self.parts().flat_map(|part| part.without(piece)).flatten() {
             // Of another part nobody may have heard that it went, or what is there by now.
-            let _ = self.process.mover.arm(part);
+            let _ = self.process.mover.arm(rest);
         }
         registered.store(true, Ordering::Relaxed);
         Ok(())
@@ -176,14 +176,15 @@ impl<'a> BlockGuard<'a> {
         }
         // What this thread dropped before is marked.
         self.process.source.fence();
+        let mut has_ended = true;
         for part in self.parts() {
             // Without a range there are no copies.
             self.unprotect(part, Reason::Write);
             // Afterwards no fault proves that a dropped page is gone.
             self.process.settle_holes(&self.region, part);
-            self.process.mover.disarm(part);
+            has_ended &= self.let_go_of_what_is_left(part);
         }
-        state.registered.store(false, Ordering::Relaxed);
+        state.registered.store(!has_ended, Ordering::Relaxed);
     }
 
     /// Gives back the device pages of `span`, which was unmapped. Only for who handles the events in

@@ -42,11 +42,12 @@ mod tests; // messages, in the orders in which threads make them
 
 pub(crate) use thread::run;
 
+use crate::outbound::runs;
 use crate::process::Process;
 use crate::stats::Counters;
 use crate::sys::uffd::Event;
 use gpusvm_sync::{Condvar, Mutex, MutexGuard};
-use gpusvm_types::{ByteSize, Span, VirtAddr};
+use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
 use queue::{Job, Queue};
 use std::os::fd::{FromRawFd, OwnedFd};
 
@@ -207,6 +208,16 @@ impl Events {
     /// Whether a remap was read whose new place this is, and is not known to the region table yet.
     pub(crate) fn is_arriving(&self, at: VirtAddr) -> bool {
         self.queue.lock().arrives_in(Span::page_of(at))
+    }
+
+    /// Calls `each` with the pieces of `span` to which no remap that was read is about to bring something.
+    pub(crate) fn each_without_arrival(&self, span: Span, each: &mut dyn FnMut(Span)) {
+        let page = |i: usize| span.first_page() + PageCount::from_usize(i);
+        if self.queue.lock().arrives_in(span) {
+            runs(span, |i| !self.is_arriving(page(i).start())).for_each(each);
+        } else {
+            each(span);
+        }
     }
 
     /// Where a page is now that was remapped a moment ago, maybe more than once. `None` when it was not,

@@ -178,7 +178,7 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
         .intersection(block.span())
         .unwrap_or_else(|| Span::page_of(page.start()));
     block.region.word(page).saw_hole();
-    // What moves here is not filled with zeroes: from here on, no move is heard of, and none ends.
+    // What moved here is marked, or no page is filled: from here on, no move is heard of, and none ends.
     let held = process.source.hold();
     let is_hole = |page: PageIndex| {
         let word = block.region.word(page).get();
@@ -195,6 +195,7 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
             is_there |= run.contains(page.start());
         }
     }
+    // What follows may wait for an event.
     drop(held);
     if is_there {
         // After all. If it is still protected, by whoever took it and is gone, it is so no longer than

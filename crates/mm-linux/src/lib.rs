@@ -52,6 +52,7 @@ mod fork; // what fork does to all this
 mod region; // page words and block locks of one mirrored mapping
 mod regions; // the table of mirrored mappings
 mod block; // a locked block
+mod let_go; // ending a registration, of one mapping and no other
 mod outbound; // RAM to device, step by step
 mod inbound; // device to RAM, step by step
 mod protect; // pages that are read in copies

@@ -23,6 +23,8 @@ on_userfaultfd_rungs!(
     moved_from_the_device_onto_memory_that_is_collected,
     moved_from_the_device_onto_memory_that_a_unit_works_on,
     new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data,
+    memory_that_arrives_stays_registered_when_what_was_there_is_let_go,
+    what_is_mapped_where_memory_passed_through_is_not_registered,
 );
 
 /// A mapping of the program's own, filled and armed.
@@ -183,4 +185,45 @@ fn new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data(world: &W
         world.process.settle_events();
         assert_eq!(world.device.held(), 0);
     }
+}
+
+/// A block whose lock keeps the event thread from doing what is read from now on.
+fn with_events_undone(world: &World, act: impl FnOnce()) {
+    let busy = own(world, BLOCK_SIZE);
+    let block = world.process.lock_block(busy.span()).unwrap();
+    memory::unmap(busy.span());
+    act();
+    drop(block);
+}
+
+/// Who lets go of a place must not let go of what came there since: it is on the device.
+fn memory_that_arrives_stays_registered_when_what_was_there_is_let_go(world: &World) {
+    let (here, from) = (own(world, BLOCK_SIZE), own(world, BLOCK_SIZE));
+    from.fill(6);
+    world.out(from.span());
+    with_events_undone(world, || {
+        memory::remap(from.span(), here.span().start(), false);
+        here.disarm(&world.process);
+        assert!(memory::is_registered(here.span().start()));
+    });
+    check_moved(here.span(), from.span(), 6);
+    end_moved(world, here.span());
+}
+
+/// It would tell of an end that nobody waits for.
+fn what_is_mapped_where_memory_passed_through_is_not_registered(world: &World) {
+    let from = own(world, BLOCK_SIZE);
+    from.fill(6);
+    world.out(from.span());
+    let (here, there) = (memory::map(BLOCK_SIZE), memory::map(BLOCK_SIZE));
+    with_events_undone(world, || {
+        memory::remap(from.span(), here.start(), false);
+        memory::remap(here, there.start(), false);
+        memory::map_at(here);
+    });
+    check_moved(there, from.span(), 6);
+    world.process.settle_events();
+    assert!(!memory::is_registered(here.start()));
+    memory::unmap(here);
+    end_moved(world, there);
 }

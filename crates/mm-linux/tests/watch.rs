@@ -22,6 +22,7 @@ on_userfaultfd_rungs!(
     an_unmap_of_memory_that_nobody_armed_is_heard_of,
     other_memory_at_the_same_address_is_told_apart,
     memory_that_is_watched_can_be_armed_and_let_go,
+    memory_that_is_watched_is_armed_in_part_and_forgotten_in_whole,
     what_is_given_up_where_it_is_watched_can_leave_afterwards,
     a_remap_of_watched_memory_is_followed,
     whoever_ends_it_hears_no_more,
@@ -221,4 +222,34 @@ fn memory_that_is_freed_is_heard_of(world: &World) {
     assert_eq!(unmaps.since(), Some(span));
     assert_eq!(world.process.watched(span.start(), token), None);
     world.process.notifiers().unsubscribe(&notifier);
+}
+
+/// A device touched a page of it: all of the block is armed, and nothing of it stays registered.
+fn memory_that_is_watched_is_armed_in_part_and_forgotten_in_whole(world: &World) {
+    let (span, _) = watched(world, BLOCK_SIZE);
+    let middle = Span::page_of(span.start() + pages(100));
+    let token = world.process.arm(middle).unwrap();
+    for page in [0, 100, 511] {
+        assert!(memory::is_registered(span.start() + pages(page)), "{page}");
+    }
+    world.process.disarm(middle, token);
+    world.process.unadopt(span).unwrap();
+    assert!(!memory::is_registered_anyhow(span.start()));
+    // As the allocator gives it out again: other pieces of the same.
+    for (first, count) in [(90, 20), (0, 512), (50, 100)] {
+        let part = Span::of_pages(
+            span.first_page() + PageCount::new(first),
+            PageCount::new(count),
+        );
+        assert_eq!(world.process.adopt(part.start(), part.len()), Ok(part));
+        let watch = world.process.watch(part).unwrap();
+        let page = Span::page_of(part.start());
+        let token = world.process.arm(page).unwrap();
+        assert!(memory::is_registered(part.start() + pages(count - 1)));
+        world.process.unadopt(part).unwrap();
+        world.process.unwatch(part, watch);
+        world.process.disarm(page, token);
+        assert!(!memory::is_registered_anyhow(part.start()));
+    }
+    memory::unmap(span);
 }

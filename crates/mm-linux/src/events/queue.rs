@@ -184,6 +184,7 @@ impl Events {
         drop(queue);
         self.changed.notify_all();
     }
+
     /// Marks were found that a remap comes before: the sweep that is on is to be made again.
     pub(super) fn sweep_again(&self) {
         self.queue.lock().sweeps.begin_again();
@@ -274,6 +275,17 @@ impl Queue {
         self.sweeps.are_due && (self.len == 0 || is_late())
     }
 
+    /// Whether what is at `page` when the remap that is being done is done ends in the queue.
+    pub(super) fn is_ended(&self, page: Span) -> bool {
+        let mut ended = self.after_this().flat_map(Job::ends).flatten();
+        ended.any(|span| span.covers(page))
+    }
+
+    /// What comes after the remap that is being done, which is the first.
+    pub(super) fn after_this(&self) -> impl Iterator<Item = Job> + '_ {
+        self.pending().skip(1)
+    }
+
     pub(super) fn pending(&self) -> impl Iterator<Item = Job> + '_ {
         self.ring().map(|queued| queued.job)
     }
@@ -323,6 +335,24 @@ impl Sweeps {
 }
 
 impl Job {
+    /// Where the program gave contents up.
+    pub(super) fn drops(self) -> Option<Span> {
+        match self {
+            Self::Removed { span } => Some(span),
+            Self::Unmapped { .. } | Self::Remapped { .. } | Self::Sweep => None,
+        }
+    }
+
+    /// Where a mapping ends: it is unmapped, or moves; or another comes in its place, though nothing was
+    /// read of its end.
+    pub(super) fn ends(self) -> [Option<Span>; 2] {
+        match self {
+            Self::Unmapped { span } => [Some(span), None],
+            Self::Remapped { from, to, .. } => [Some(from), Span::from_len(to, from.len()).ok()],
+            Self::Removed { .. } | Self::Sweep => [None, None],
+        }
+    }
+
     /// What of `span` it brings something to.
     pub(super) fn arrives_in(self, span: Span) -> Option<Span> {
         match self {

@@ -341,3 +341,16 @@ fn an_end_that_is_not_told_holds_its_arrival_up_for_so_long() {
     assert_eq!(clock.get().since(Time::START), Duration::from_secs(2));
     assert_eq!(done(&events), [(W, Some(Y))]);
 }
+
+/// X moves to Y, and something else to X: the place is not empty when the first is done, though nothing
+/// was read of its unmap.
+#[test]
+fn a_place_that_was_left_is_not_empty_where_something_arrives() {
+    let events = Events::new();
+    remap(&events, pages(X, X + 8), pages(Y, Y + 8));
+    remap(&events, pages(Z, Z + 4), pages(X, X + 4));
+    let queue = events.queue.lock();
+    let is_ended = |page| queue.is_ended(pages(page, page + 1));
+    assert_eq!([X, X + 3, X + 4].map(is_ended), [true, true, false]);
+    assert!(is_ended(Z) && !is_ended(Y));
+}

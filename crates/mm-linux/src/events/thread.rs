@@ -4,6 +4,7 @@
 use super::queue::Job;
 use super::{Events, translate};
 use crate::block::BlockGuard;
+use crate::let_go::try_often;
 use crate::outbound::runs;
 use crate::process::Process;
 use crate::region::Region;
@@ -95,6 +96,7 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
         there
             .blocks()
             .for_each(|piece| region.block(piece.start()).lock());
+        let is_registered = is_registered(&part);
         let mut words = part.region.words_in(part.span).iter();
         let was_protected = words.any(|word| word.get().protected).then_some(there);
         each_block(process, part.span, |block, piece| {
@@ -105,16 +107,19 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
         if let Some(there) = was_protected {
             process.mover.release(there);
         }
-        // Registration went with the mapping.
-        for piece in there.blocks() {
-            let registered = process.mover.arm(piece).is_ok();
-            let state = region.block(piece.start());
-            state.registered.store(registered, Ordering::Relaxed);
-        }
         if let Err(other) = process.events.appear(process, &region) {
             process.report(format_args!(
                 "{there} was remapped onto {other}, which is mirrored"
             ));
+        }
+        // Registration went with the mapping.
+        let registered = is_registered.unwrap_or_else(|| {
+            register(process, &region);
+            true
+        });
+        for piece in there.blocks() {
+            let state = region.block(piece.start());
+            state.registered.store(registered, Ordering::Relaxed);
         }
         // Devices may have had in place what was there before, unheard of. Afterwards, so that a range
         // that is made meanwhile is either told, or finds it mirrored.
@@ -126,6 +131,33 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
             region.block(piece.start()).unlock();
             process.mover.wake(piece);
         }
+    }
+}
+
+/// Whether all of it is registered, or none; `None` for some, or if it is only watched.
+fn is_registered(part: &Part) -> Option<bool> {
+    let mut blocks = part.span.blocks().map(|piece| {
+        let state = part.region.block(piece.start());
+        let registered = state.registered.load(Ordering::Relaxed);
+        (registered || !state.watched.load(Ordering::Relaxed)).then_some(registered)
+    });
+    let first = blocks.next().flatten()?;
+    blocks.all(|other| other == Some(first)).then_some(first)
+}
+
+/// Registers what has arrived, as far as it is there: something else can be at its place by now, which
+/// would tell of its own end as if it were this. What refuses is not there any more.
+fn register(process: &Process, region: &Region) {
+    let mut register = || {
+        for piece in region.span().blocks() {
+            let words = region.words_in(piece);
+            for run in runs(piece, |i| !words[i].get().unmapped) {
+                let _ = process.mover.arm(run);
+            }
+        }
+    };
+    if !try_often(|| process.source.if_all_is_told(&mut register)) {
+        register();
     }
 }
 
@@ -188,38 +220,28 @@ impl Events {
     /// it since.
     fn appear(&self, process: &Process, region: &Arc<Region>) -> Result<(), Span> {
         let queue = self.queue.lock();
-        // The first job is the remap itself.
-        for job in queue.pending().skip(1) {
-            let (span, is_gone) = match job {
-                Job::Removed { span } => (span, false),
-                Job::Unmapped { span } | Job::Remapped { from: span, .. } => (span, true),
-                Job::Sweep => continue,
-            };
-            let Some(inside) = span.intersection(region.span()) else {
-                continue;
-            };
-            for word in region.words_in(inside) {
-                match is_gone {
-                    true => word.unmap(),
-                    false => word.drop_contents(),
-                };
+        for job in queue.after_this() {
+            let dropped = job
+                .drops()
+                .and_then(|span| span.intersection(region.span()));
+            let ended = job.ends().into_iter().flatten();
+            let ended = ended.filter_map(|span| span.intersection(region.span()));
+            for word in dropped.iter().flat_map(|span| region.words_in(*span)) {
+                word.drop_contents();
+            }
+            for word in ended.flat_map(|span| region.words_in(span)) {
+                word.unmap();
             }
         }
         process.regions.insert(Arc::clone(region))
     }
 
     /// The pages of `piece` went elsewhere in the remap that is being done. Those that no later event
-    /// unmapped are there, as new.
+    /// unmapped, and to which none brings others, are there, as new.
     fn empty(&self, block: &BlockGuard<'_>, piece: Span) {
         let queue = self.queue.lock();
-        let is_gone = |page: Span| {
-            queue.pending().skip(1).any(|job| match job {
-                Job::Unmapped { span } | Job::Remapped { from: span, .. } => span.covers(page),
-                Job::Removed { .. } | Job::Sweep => false,
-            })
-        };
         for page in piece.pages() {
-            if !is_gone(Span::page_of(page.start())) {
+            if !queue.is_ended(Span::page_of(page.start())) {
                 block.region.word(page).map_again();
             }
         }

@@ -16,7 +16,7 @@ use crate::sys::uffd::{CopyFlags, Features, Progress, RegisterModes, Uffd};
 use again::{HASTY, PATIENT, again};
 use gpusvm_mm::Source;
 use gpusvm_sync::Arc;
-use gpusvm_types::{BLOCK_SIZE, ByteSize, PAGE_SIZE, Span, VirtAddr};
+use gpusvm_types::{BLOCK_SIZE, ByteSize, PAGE_SIZE, PageCount, Span, VirtAddr};
 use out::Errand;
 use rustix::io::Errno;
 use rustix::mm::MprotectFlags;
@@ -68,12 +68,14 @@ impl Mover for UffdMover {
         let modes = RegisterModes { missing: true, wp };
         // SAFETY: the handlers serve every fault of mirrored memory.
         match (unsafe { self.program.register(span, modes) }, &self.watcher) {
-            (Err(Errno::BUSY), Some(watcher)) => {
+            (Err(Errno::BUSY), Some(watcher)) => match (watcher.unregister(span), halves(span)) {
                 // It was watched. If it is somebody else's, that refuses as well.
-                watcher.unregister(span)?;
                 // SAFETY: as above.
-                unsafe { self.program.register(span, modes) }
-            }
+                (Ok(()), _) => unsafe { self.program.register(span, modes) },
+                // Some of it was, some is registered already.
+                (Err(_), Some([low, high])) => self.arm(low).and_then(|()| self.arm(high)),
+                (Err(_), None) => Err(Errno::BUSY),
+            },
             (registered, _) => registered,
         }
     }
@@ -90,14 +92,12 @@ impl Mover for UffdMover {
 
     fn unwatch(&self, span: Span) {
         if let Some(watcher) = &self.watcher {
-            // Fails when it was unmapped or armed meanwhile, which is the end of it as well.
-            let _ = watcher.unregister(span);
+            unregister(watcher, span);
         }
     }
 
     fn disarm(&self, span: Span) {
-        // Fails when it was unmapped meanwhile, which is the end of it as well.
-        let _ = self.program.unregister(span);
+        unregister(&self.program, span);
     }
 
     fn takes_to_slot(&self) -> bool {
@@ -301,6 +301,22 @@ impl Mover for UffdMover {
         }
         self.wake(page);
     }
+}
+
+/// Whatever of `span` is registered with `uffd`. What was unmapped meanwhile refuses, or is registered with
+/// another, which is the end of it as well; but with it all else refuses too.
+fn unregister(uffd: &Uffd, span: Span) {
+    if let (Err(_), Some(halves)) = (uffd.unregister(span), halves(span)) {
+        halves.into_iter().for_each(|half| unregister(uffd, half));
+    }
+}
+
+/// Both halves of what is more than a page.
+fn halves(span: Span) -> Option<[Span; 2]> {
+    let low = PageCount::new(span.page_count().get() / 2);
+    let middle = (span.first_page() + low).start();
+    let low = Span::new(span.start(), middle).ok()?;
+    Some([low, Span::new(middle, span.end()).ok()?])
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::Process;
 use crate::block::BlockGuard;
+use crate::let_go::Listening;
 use crate::region::Region;
 use crate::sys::map::Request;
 use crate::sys::thp::Thp;
@@ -288,9 +289,9 @@ impl Process {
         block.invalidate(piece, Reason::Unmap);
         block.release_unmapped(piece);
         if block.state().registered.load(Ordering::Relaxed) {
-            self.mover.disarm(piece);
+            let _ = block.let_go(piece, Listening::ToTouches);
         } else if block.state().watched.load(Ordering::Relaxed) {
-            self.mover.unwatch(piece);
+            let _ = block.let_go(piece, Listening::ToItsEnd);
         }
     }
 }

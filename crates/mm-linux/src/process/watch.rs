@@ -23,6 +23,7 @@
 
 use super::Process;
 use crate::block::BlockGuard;
+use crate::let_go::Listening;
 use gpusvm_mm::{ArmToken, Block, MmError};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{Span, VirtAddr};
@@ -121,9 +122,11 @@ impl BlockGuard<'_> {
         }
         match state.registered.load(Ordering::Relaxed) {
             true => self.unregister_if_unused(),
-            false => self
-                .parts()
-                .for_each(|part| self.process.mover.unwatch(part)),
+            false => {
+                for part in self.parts() {
+                    let _ = self.let_go(part, Listening::ToItsEnd);
+                }
+            }
         }
     }
 }

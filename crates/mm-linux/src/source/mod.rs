@@ -42,6 +42,10 @@ pub(crate) trait FaultSource: Send + Sync + core::fmt::Debug {
     /// `act`, and none is read meanwhile. Never waits: `false` when that is not known.
     fn if_all_is_told(&self, act: &mut dyn FnMut()) -> bool;
 
+    /// As `if_all_is_told`, but waits, and what happened to mappings while `act` ran counts too: then it
+    /// runs `undo` as well, before any event is read, and the answer is `false`.
+    fn unless_more_is_told(&self, act: &mut dyn FnMut(), undo: &mut dyn FnMut()) -> bool;
+
     /// Ends the wait of one that waits in `next`, or the next wait.
     fn rouse(&self);
 

@@ -123,6 +123,11 @@ impl FaultSource for SignalSource {
         true
     }
 
+    fn unless_more_is_told(&self, act: &mut dyn FnMut(), _: &mut dyn FnMut()) -> bool {
+        act();
+        true
+    }
+
     fn rouse(&self) {
         ring();
     }

@@ -102,6 +102,14 @@ impl UffdSource {
         }
     }
 
+    /// Whether there is nothing to read, of what happened to mappings. Nobody reads meanwhile.
+    fn has_told_all(&self) -> bool {
+        let mut all = [Some(&self.uffd), self.watcher.as_ref()]
+            .into_iter()
+            .flatten();
+        all.all(|uffd| uffd.has_told_all())
+    }
+
     fn sleep(&self, timeout: Option<Duration>) {
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut events = [epoll::Event {
@@ -132,12 +140,22 @@ impl FaultSource for UffdSource {
         let Some(_held) = self.reading.try_read() else {
             return false;
         };
-        let mut all = [Some(&self.uffd), self.watcher.as_ref()]
-            .into_iter()
-            .flatten();
-        let is_told = all.all(|uffd| uffd.has_told_all());
+        let is_told = self.has_told_all();
         if is_told {
             act();
+        }
+        is_told
+    }
+
+    fn unless_more_is_told(&self, act: &mut dyn FnMut(), undo: &mut dyn FnMut()) -> bool {
+        let _held = self.reading.read();
+        if !self.has_told_all() {
+            return false;
+        }
+        act();
+        let is_told = self.has_told_all();
+        if !is_told {
+            undo();
         }
         is_told
     }

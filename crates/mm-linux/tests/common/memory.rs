@@ -242,6 +242,15 @@ pub(crate) fn remap(from: Span, to: VirtAddr, keep: bool) {
 
 /// Whether the mapping at `at` is registered with a userfaultfd for missing pages.
 pub(crate) fn is_registered(at: VirtAddr) -> bool {
+    has_flag(at, &["um"])
+}
+
+/// Whether it is registered with one, for whatever.
+pub(crate) fn is_registered_anyhow(at: VirtAddr) -> bool {
+    has_flag(at, &["um", "uw"])
+}
+
+fn has_flag(at: VirtAddr, flags: &[&str]) -> bool {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let mut inside = false;
     for line in smaps.lines() {
@@ -253,7 +262,7 @@ pub(crate) fn is_registered(at: VirtAddr) -> bool {
             inside = (start..end).contains(&at.get());
         }
         if inside && line.starts_with("VmFlags:") {
-            return line.split(' ').any(|flag| flag == "um");
+            return line.split(' ').any(|flag| flags.contains(&flag));
         }
     }
     false
