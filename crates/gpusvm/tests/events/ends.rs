@@ -53,6 +53,8 @@ fn child() {
             std::process::exit(libc::WEXITSTATUS(status));
         }
         "return" => drop(memory),
+        // Nothing is waited for, nothing taken down: `main` returns in a moment.
+        "main returns" => std::mem::forget((svm, memory, launch)),
         other => panic!("{other}"),
     }
 }
@@ -88,4 +90,9 @@ fn another_program_takes_its_place() {
 #[test]
 fn returning_takes_the_engine_down() {
     assert_eq!(ended("return").code(), Some(0));
+}
+
+#[test]
+fn main_returns_whatever_devices_do() {
+    assert_eq!(ended("main returns").code(), Some(0));
 }

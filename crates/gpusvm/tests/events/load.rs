@@ -1,7 +1,34 @@
 //! Launches, and what they leave.
 
-use crate::PAGE;
+use crate::{BLOCK, PAGE};
 use gpusvm::{Error, Grid, Svm, SvmPtr};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// As long as `act` takes, devices and a thread work on other memory, which goes to and fro.
+pub(crate) fn under_load(svm: &Svm, act: impl FnOnce()) {
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let other = svm.alloc_slice::<u64>(BLOCK / 8).unwrap();
+    let (p, n) = (other.device_ptr(), BLOCK / PAGE);
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0.. {
+                if ended.load(Ordering::Relaxed) {
+                    break;
+                }
+                on_pages(svm, p, n, Some(round)).unwrap();
+                check(p, n, round);
+            }
+        });
+        let _ends = Ends(&ended);
+        act();
+    });
+}
 
 /// Runs a kernel on `n` pages from `p` on, one lane each, and waits for it.
 pub(crate) fn on_pages(
