@@ -14,8 +14,8 @@ mod room; // how long an object lives, and what makes room for it
 use common::{add_one, engine, engine_with, two_devices};
 use gpusvm::driver::BindError;
 use gpusvm::{
-    ByteSize, DeviceVm, Error, FaultError, FaultMode, Grid, LaneError, LaunchError,
-    MigrateOnTouch, Resident, Span, SvmPtr,
+    ByteSize, DeviceVm, Error, FaultError, FaultMode, Grid, LaneError, LaunchError, MigrateOnTouch,
+    Resident, Span, SvmPtr,
 };
 use gpusvm_types::{BLOCK_SIZE, PAGE_SIZE};
 use std::sync::Arc;
