@@ -33,12 +33,13 @@ impl Drop for Leased {
     }
 }
 
+fn gpu() -> gpusvm_softgpu::Builder {
+    SoftGpu::builder().vram(ByteSize::mib(4)).units(1)
+}
+
 /// Devices on one fabric, which do as is advised.
 fn devices(count: usize) -> World {
-    let gpu = || {
-        let gpu = SoftGpu::builder().vram(ByteSize::mib(4)).units(1);
-        gpu.fabric(Fabric(7)).build().unwrap() as _
-    };
+    let gpu = || gpu().fabric(Fabric(7)).build().unwrap() as _;
     let gpus: Vec<_> = (0..count).map(|_| gpu()).collect();
     world_with(&gpus, MigrateOnTouch::default())
 }
@@ -93,6 +94,36 @@ fn a_fault_does_not_wait_for_a_prefetch_to_ram_of_what_a_launch_needs() {
         assert_eq!((done.in_place, done.home, done.failed), (1, 0, 1));
         assert_eq!(world.process.pages_on_devices(), span.page_count());
         assert!(bytes.iter().all(|x| *x == 8));
+    });
+}
+
+/// A device that does not reach RAM asks where the pages are. They are on another, out of its reach. To look
+/// once meant to bring them home, and to wait for the launch there.
+#[test]
+fn a_prefetch_looks_where_pages_are_and_waits_for_nobody() {
+    within(LONG, || {
+        let gpus = [gpu().coherent(false), gpu()].map(|gpu| gpu.build().unwrap() as _);
+        let world = world_with(&gpus, MigrateOnTouch::default());
+        let (vm, bytes) = (&world.vms[0], block(&world));
+        let span = bytes.span();
+        world.vms[1]
+            .migrate_to_devmem(span, Cause::Prefetch)
+            .unwrap();
+        let lease = lease(&world, 1, Span::page_of(span.start()));
+        let prefetch = vm.prefetch(&[span], Location::Ram);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| prefetch.wait());
+            let was_told = is_so_within(SOON, || waits.is_finished());
+            drop(lease);
+            let error = waits.join().unwrap().unwrap_err();
+            let reason = PrefetchReason::Migrate(MigrateError::NothingCollected { span });
+            assert_eq!((error.span, error.reason), (span, reason));
+            assert!(was_told, "it waited");
+        });
+        let again = vm.prefetch(&[span], Location::Ram).wait().unwrap();
+        assert_eq!((again.home, again.valid), (1, 0));
+        let again = vm.prefetch(&[span], Location::Ram).wait().unwrap();
+        assert_eq!((again.home, again.valid), (0, 1));
     });
 }
 

@@ -16,9 +16,9 @@ use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::stale::{self, StaleReason};
 use crate::driver::vm::Vm;
 use gpusvm_device::{Access, FaultError};
-use gpusvm_mm::{AddressSpace, Home, Intent, MmError, Vma};
+use gpusvm_mm::{AddressSpace, MmError, Vma};
 use gpusvm_pagemap::MigrateError;
-use gpusvm_svm::{FindError, Range};
+use gpusvm_svm::{FindError, Range, Scan};
 use gpusvm_types::{Span, VirtAddr};
 
 /// What became of one range.
@@ -216,21 +216,12 @@ fn is_there<M: AddressSpace>(vm: &Vm<M>, range: &Range<M>, access: Access, to: L
     if !is_served && (to == Location::Device || vm.caps().coherent) {
         return false;
     }
-    let mut homes = vec![Home::System; range.span().page_count().as_usize()];
-    let pagemap = vm.region.pagemap();
-    let mm = vm.svm().mm();
-    let found = mm.range_fault(
-        range.span(),
-        Some(pagemap.owner()),
-        Intent::Read,
-        &mut homes,
-    );
-    let is_right = |home: &Home| match (*home, to) {
-        (Home::Device(page), Location::Device) => pagemap.contains(page),
-        (Home::System | Home::Protected, Location::Ram) => true,
-        _ => false,
-    };
-    found.is_ok() && homes.iter().all(is_right)
+    // Nothing is brought anywhere by a look: pages on the way are not there yet.
+    let found = vm.svm().scan(range.span(), Some(vm.region.pagemap()));
+    match to {
+        Location::Ram => found == Ok(Scan::System),
+        _ => found == Ok(Scan::Equal),
+    }
 }
 
 impl PrefetchError {

@@ -91,6 +91,11 @@ fn pairs(case: Case, before: Before) -> Result<(), Skip> {
 }
 
 impl Pair<'_> {
+    /// A page that one of them works on, and one to copy it to.
+    fn two_pages(&self) -> [Words; 2] {
+        [(); 2].map(|()| Words::page(self.machine))
+    }
+
     /// What happens to memory before a device touches it.
     fn ready(&self, engine: Engine<'_>, words: &Words) {
         let (at, len) = (words.0.at(), words.0.len());
@@ -158,13 +163,8 @@ fn xgpu_access(pair: Pair<'_>) {
 
 /// An increment on one, copied and incremented on the other, and copied back.
 fn atomic_op(pair: Pair<'_>) {
-    let Pair {
-        first,
-        second,
-        machine,
-        ..
-    } = pair;
-    let (data, there) = (Words::page(machine), Words::page(machine));
+    let Pair { first, second, .. } = pair;
+    let [data, there] = pair.two_pages();
     data.set(55);
     pair.increment(first, &data);
     pair.copy(second, &data, &there, 1);
@@ -176,13 +176,8 @@ fn atomic_op(pair: Pair<'_>) {
 
 /// What one writes the other reads.
 fn coherency(pair: Pair<'_>) {
-    let Pair {
-        first,
-        second,
-        machine,
-        ..
-    } = pair;
-    let (data, there) = (Words::page(machine), Words::page(machine));
+    let Pair { first, second, .. } = pair;
+    let [data, there] = pair.two_pages();
     pair.store(first, &data, 60);
     pair.copy(second, &data, &there, 1);
     assert_eq!(there.get(), 60);
@@ -190,14 +185,9 @@ fn coherency(pair: Pair<'_>) {
 
 /// Both write at once: one of them is last, and everybody sees the same.
 fn coherency_fail(pair: Pair<'_>) {
-    let Pair {
-        first,
-        second,
-        machine,
-        ..
-    } = pair;
+    let Pair { first, second, .. } = pair;
     coherency(pair);
-    let (data, there) = (Words::page(machine), Words::page(machine));
+    let [data, there] = pair.two_pages();
     data.set(0);
     let at = data.at();
     let write = |engine: Engine<'_>, value: u32| {
@@ -217,13 +207,8 @@ fn coherency_fail(pair: Pair<'_>) {
 
 /// How long it takes one device to write a page, and the other to copy it.
 fn timed(pair: Pair<'_>, again: bool) {
-    let Pair {
-        first,
-        second,
-        machine,
-        ..
-    } = pair;
-    let (data, there) = (Words::page(machine), Words::page(machine));
+    let Pair { first, second, .. } = pair;
+    let [data, there] = pair.two_pages();
     let began = Instant::now();
     pair.store(first, &data, 60);
     let wrote = began.elapsed();
@@ -253,7 +238,7 @@ fn pagefault(pair: Pair<'_>) {
         machine,
         before,
     } = pair;
-    let (data, there) = (Words::page(machine), Words::page(machine));
+    let [data, there] = pair.two_pages();
     let faults = || machine.stats().device_faults;
     let start = faults();
     pair.store(first, &data, 60);
@@ -274,14 +259,9 @@ fn pagefault(pair: Pair<'_>) {
 
 /// 200 increments on each, all on their way at once: not one is lost.
 fn concurrent_access(pair: Pair<'_>) {
-    let Pair {
-        first,
-        second,
-        machine,
-        ..
-    } = pair;
+    let Pair { first, second, .. } = pair;
     const EACH: u32 = 200;
-    let (data, there) = (Words::page(machine), Words::page(machine));
+    let [data, there] = pair.two_pages();
     data.set(0);
     let at = data.at();
     let kernel = move |lane: &mut gpusvm::Lane<'_>| lane.atomic_add(at, 1u32).map(drop);
@@ -298,19 +278,14 @@ fn concurrent_access(pair: Pair<'_>) {
 
 /// From RAM to one device, to the other, and back to RAM.
 fn migration(pair: Pair<'_>) {
-    let Pair {
-        first,
-        second,
-        machine,
-        ..
-    } = pair;
-    let (data, there) = (Words::page(machine), Words::page(machine));
+    let Pair { first, second, .. } = pair;
+    let [data, there] = pair.two_pages();
     data.set(0x1234_5678);
     pair.store(first, &data, 0xdead_beef);
-    assert!(machine.stats().pages_on_devices > 0);
+    assert!(pair.machine.stats().pages_on_devices > 0);
     pair.copy(second, &data, &there, 1);
     assert_eq!(there.get(), 0xdead_beef);
     pair.store(second, &there, 0xcafe_babe);
     assert_eq!(there.get(), 0xcafe_babe);
-    assert!(machine.stats().to_ram.bytes > 0);
+    assert!(pair.machine.stats().to_ram.bytes > 0);
 }
