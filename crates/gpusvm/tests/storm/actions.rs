@@ -136,6 +136,16 @@ fn end_of_mapping(at: u64) -> Option<u64> {
     found.next().map(|(_, end)| end)
 }
 
+/// How many of the first `pages` of a place that was free are mapped.
+fn mapped_pages(at: u64, pages: usize) -> usize {
+    let end = at + (pages * PAGE) as u64;
+    let mut to = at;
+    while let Some(next) = end_of_mapping(to).filter(|_| to < end) {
+        to = next.min(end);
+    }
+    usize::try_from(to - at).unwrap() / PAGE
+}
+
 /// Pages that are part of one mapping: others cannot be moved in one call.
 fn own_of_one_mapping(m: &mut Mutator, most: usize) -> Option<Owned> {
     let mut owned = m.own_some(most)?;
@@ -159,13 +169,22 @@ fn relocate(m: &mut Mutator, more: c_int) -> Option<()> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | more;
     // SAFETY: our own mapping, to a place that is free.
     let moved = unsafe { libc::mremap(pointer(at), len, len, flags, pointer(to)) };
+    let mut owned = owned;
     if moved != pointer(to) {
         // The engine cut the mapping in two a moment ago.
         let error = std::io::Error::last_os_error();
         assert_eq!(error.raw_os_error(), Some(libc::EFAULT), "mremap: {error}");
-        assert!(end_of_mapping(at).is_some() && end_of_mapping(to).is_none());
-        m.free_place(to, pages);
-        m.give_back(owned, Some(at), Outcome::Same);
+        // Since Linux 6.17 one call moves several mappings, one after the other, up to the first that it
+        // refuses to: one that is registered is only moved alone. Those before it have gone.
+        let gone = mapped_pages(to, pages);
+        m.free_place(to + (gone * PAGE) as u64, pages - gone);
+        let stayed = Mutator::split(&mut owned, gone);
+        let at = stayed.at;
+        assert!(end_of_mapping(at).is_some(), "{gone} pages of {pages} went");
+        m.give_back(stayed, Some(at), Outcome::Same);
+    }
+    let pages = owned.pages.len();
+    if pages == 0 {
         return None;
     }
     match more {
