@@ -4,7 +4,8 @@ use crate::mutator::{Mutator, Owned};
 use crate::table::{CELLS_PER_PAGE, Outcome, PAGE, WORDS};
 use crate::touch::{Cpu, Reach, read_held};
 use crate::{PAGES, SLICES};
-use gpusvm::{ByteSize, Protection, SvmPtr, VirtAddr};
+use gpusvm::{Advice, AdviseError, Atomics, Preferred, Priority};
+use gpusvm::{ByteSize, Error, Protection, SvmPtr, VirtAddr};
 use libc::{c_int, c_void};
 
 /// One kind of thing to do. `None`: it found nothing to do it with.
@@ -45,6 +46,9 @@ pub(crate) const ACTIONS: &[Action] = table![
     "exec",             exec,                      1, true;
     "thread",           thread,                    4, true;
     "unbind",           unbind,                    1, true;
+    "advise",           advise,                    8, true;
+    "prefetch",         prefetch,                  8, true;
+    "end prefetch",     end_prefetch,              8, true;
 ];
 
 const OPEN: c_int = libc::PROT_READ | libc::PROT_WRITE;
@@ -429,5 +433,83 @@ fn unbind(m: &mut Mutator) -> Option<()> {
         ));
     }
     m.is_unbound = !m.is_unbound;
+    Some(())
+}
+
+/// Where the program has pages in a row, which stay as long as the mutator does nothing else.
+fn find(m: &mut Mutator, most: usize) -> Option<(u64, ByteSize)> {
+    let table = &m.storm.table;
+    let all = table.cells() / CELLS_PER_PAGE;
+    let first = m.random.below(all);
+    let at = table.place(first);
+    let most = (1 + m.random.below(most)).min(all - first);
+    let is_next = |i: &usize| table.place(first + i) == at + (i * PAGE) as u64;
+    let pages = (0..most).take_while(is_next).count();
+    (at != 0).then_some((at, ByteSize::from_usize(pages * PAGE)))
+}
+
+fn advise(m: &mut Mutator) -> Option<()> {
+    let (at, len) = find(m, 400)?;
+    let (device, on) = (m.random.below(m.storm.devices), m.random.one_in(2));
+    let advice = match m.random.below(10) {
+        0 => Advice::PreferredLocation(Preferred::Ram),
+        1 => Advice::PreferredLocation(Preferred::Device(device)),
+        2 => Advice::AccessedBy { device, on },
+        3 | 4 => Advice::ReadMostly(on),
+        5 => Advice::Granularity(on.then_some(ByteSize::kib(4 << m.random.below(7)))),
+        6 => {
+            let priorities = [Priority::Low, Priority::High, Priority::Pinned];
+            Advice::EvictionPriority(priorities[m.random.below(3)])
+        }
+        7 => Advice::Atomics([Atomics::Device, Atomics::Global, Atomics::Cpu][m.random.below(3)]),
+        _ => Advice::Nothing,
+    };
+    match m.storm.svm.advise(pointer(at), len, advice) {
+        Ok(()) => Some(()),
+        // Not all of it is adopted.
+        Err(Error::Advise(AdviseError::NotMirrored { .. })) => None,
+        Err(error) => panic!("{advice:?} at {at:#x}: {error}"),
+    }
+}
+
+/// Some of it may be unmapped by the time it is brought.
+fn prefetch(m: &mut Mutator) -> Option<()> {
+    if m.prefetches.len() >= MOST_PREFETCHES {
+        return None;
+    }
+    let (at, len) = find(m, 600)?;
+    let (svm, device) = (&m.storm.svm, m.random.below(m.storm.devices));
+    let prefetch = match m.random.below(3) {
+        0 => svm.prefetch(device, pointer(at), len),
+        1 => svm.prefetch_advised(device, pointer(at), len),
+        _ => svm.prefetch_to_ram(pointer(at), len),
+    };
+    match prefetch {
+        Ok(prefetch) => m.prefetches.push(prefetch),
+        Err(Error::Unbound { .. }) => return None,
+        Err(error) => panic!("a prefetch at {at:#x}: {error}"),
+    }
+    Some(())
+}
+
+const MOST_PREFETCHES: usize = 12;
+
+/// It is waited for, or cancelled, or left on its way.
+fn end_prefetch(m: &mut Mutator) -> Option<()> {
+    let len = m.prefetches.len();
+    (len > 0).then_some(())?;
+    let prefetch = m.prefetches.swap_remove(m.random.below(len));
+    match m.random.below(3) {
+        0 => drop(prefetch),
+        1 => {
+            // What could not be brought is told: others are at work on the same memory.
+            let _ = prefetch.wait();
+            assert!(prefetch.is_done());
+        }
+        _ => {
+            prefetch.cancel();
+            assert!(prefetch.is_done());
+        }
+    }
     Some(())
 }

@@ -4,7 +4,7 @@ use crate::actions::ACTIONS;
 use crate::random::Random;
 use crate::table::{CELLS_PER_PAGE, Held, Outcome, PAGE};
 use crate::{Decision, PAGES, SLICE_PAGES, SLICES, Storm};
-use gpusvm::{Adopted, SvmSlice};
+use gpusvm::{Adopted, Prefetch, SvmSlice};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,6 +22,7 @@ pub(crate) struct Mutator {
     pub(crate) random: Random,
     pub(crate) adopted: Vec<Adopted>,
     pub(crate) slices: Vec<Option<SvmSlice<u64>>>,
+    pub(crate) prefetches: Vec<Prefetch>,
     /// Which pages of the window are in use.
     used: Vec<bool>,
     /// What was moved away from with its mapping left behind.
@@ -53,6 +54,7 @@ impl Mutator {
             random: Random::new(storm.seed, 2000),
             adopted: Vec::new(),
             slices: (0..SLICES).map(|_| None).collect(),
+            prefetches: Vec::new(),
             used: vec![false; WINDOW_PAGES],
             left_behind: Vec::new(),
             is_unbound: false,
