@@ -3,7 +3,7 @@
 use crate::actions::ACTIONS;
 use crate::random::Random;
 use crate::table::{CELLS_PER_PAGE, Held, Outcome, PAGE};
-use crate::{Decision, PAGES, SLICE_PAGES, SLICES, Storm};
+use crate::{Decision, PAGES, SLICE_PAGES, SLICES, Storm, is_left_out};
 use gpusvm::{Adopted, Prefetch, SvmSlice};
 use std::ops::Range;
 use std::sync::Arc;
@@ -68,6 +68,7 @@ impl Mutator {
             .iter()
             .enumerate()
             .filter(|(_, action)| action.anywhere || self.storm.adopts())
+            .filter(|(_, action)| !is_left_out(action.name))
             .flat_map(|(i, action)| std::iter::repeat_n(i, action.weight))
             .collect();
         while !self.storm.is_over() {
