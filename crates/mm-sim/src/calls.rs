@@ -13,7 +13,7 @@ use crate::events::Job;
 use crate::kernel::{Backing, Kernel, Mapping, Prot};
 use gpusvm_mm::{PageWord, Reason, VmaKind};
 use gpusvm_sync::atomic::Ordering;
-use gpusvm_types::{BLOCK_SIZE, PageCount, Span};
+use gpusvm_types::{BLOCK_SIZE, PageCount, Span, VirtAddr};
 
 /// A system call is being made.
 #[derive(Debug)]
@@ -84,7 +84,25 @@ impl Sim {
         let aligned = from.start().is_aligned(BLOCK_SIZE);
         let there = self.kernel.lock().free_span(from.page_count(), aligned);
         let call = self.enter(format_args!("mremap {from} to {there}"));
-        let told = self.withdraw(&call, from);
+        self.relocate(&call, (from, there), dontunmap);
+        there
+    }
+
+    /// As [`Sim::mremap`], to `to`, in place of what is there: `MREMAP_FIXED`.
+    ///
+    /// # Panics
+    ///
+    /// When nothing is mapped in `from`, or it overlaps with where it goes.
+    pub fn mremap_fixed(&self, from: Span, to: VirtAddr, dontunmap: bool) {
+        let there = Span::from_len(to, from.len()).expect("as long as before");
+        assert!(!from.overlaps(there), "{from} would move onto itself");
+        let call = self.enter(format_args!("mremap {from} fixed to {there}"));
+        self.unmap(&call, there);
+        self.relocate(&call, (from, there), dontunmap);
+    }
+
+    fn relocate(&self, call: &Call<'_>, (from, there): (Span, Span), dontunmap: bool) {
+        let told = self.withdraw(call, from);
         let to = there.start();
         {
             let mut kernel = self.kernel.lock();
@@ -117,8 +135,7 @@ impl Sim {
                 kernel.jobs.push_back(Job::Unmapped { span: from, told });
             }
         }
-        self.finish(&call);
-        there
+        self.finish(call);
     }
 
     /// Waits until no other call is made, and says what this one is.

@@ -4,6 +4,7 @@ use crate::Sim;
 use crate::block::{BlockGuard, NotHere};
 use crate::fork::Pass;
 use crate::injector::Step;
+use crate::kernel::Pte;
 use crate::outbound::EAGAIN;
 use gpusvm_mm::device_page;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
@@ -32,8 +33,10 @@ impl AddressSpace for Sim {
     }
 
     fn is_readable(&self, at: VirtAddr) -> bool {
-        let vma = self.kernel.lock().find_vma(at);
-        vma.is_some_and(|vma| vma.span.contains(at) && vma.readable)
+        let kernel = self.kernel.lock();
+        let vma = kernel.find_vma(at);
+        let is_lost = matches!(kernel.pages.get(&at.page()), Some(Pte::Poisoned));
+        vma.is_some_and(|vma| vma.span.contains(at) && vma.readable) && !is_lost
     }
 
     fn mirrored(&self, at: VirtAddr) -> Mirror {

@@ -59,6 +59,32 @@ fn dontneed_makes_pages_zero_wherever_they_are() {
 }
 
 #[test]
+fn mremap_onto_a_mapping_gives_its_device_pages_back() {
+    both(|options| {
+        for dontunmap in [false, true] {
+            let (sim, device, span) = world(options.clone(), 6);
+            let other = sim.mmap(PageCount::new(6), Prot::ReadWrite, Backing::Mirrored);
+            fill(&sim, span, 1);
+            fill(&sim, other, 50);
+            device.pull(&sim, first(span, 3), None).unwrap();
+            sim.arm(other).unwrap();
+            device.pull(&sim, other, None).unwrap();
+            let onto = first(other, 4);
+            sim.mremap_fixed(first(span, 4), onto.start(), dontunmap);
+            sim.settle_events();
+            assert_eq!(device.held(), 3 + 2);
+            check(&sim, &device);
+            expect(&sim, onto, 1);
+            assert_eq!(sim.read_u64(word(other, 4)), Ok(54));
+            let old = sim.read_u64(span.start());
+            assert_eq!(old, if dontunmap { Ok(0) } else { Err(Signal::Segv) });
+            assert_eq!(sim.read_u64(word(span, 5)), Ok(6));
+            check(&sim, &device);
+        }
+    });
+}
+
+#[test]
 fn mremap_takes_device_pages_along() {
     both(|options| {
         for dontunmap in [false, true] {

@@ -166,6 +166,7 @@ fn a_page_that_cannot_come_home_is_a_bus_error() {
     assert_eq!(sim.read_u64(span.start()), Err(Signal::Bus));
     device.fails.store(false, Ordering::Release);
     assert_eq!(sim.read_u64(span.start()), Err(Signal::Bus), "from then on");
+    assert!(!sim.is_readable(span.start()), "a device is told, too");
     assert_eq!(sim.stats().failed_faults, 1);
 }
 

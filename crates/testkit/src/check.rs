@@ -11,6 +11,7 @@ use crate::mirror::{Mirror, home_of, words_of};
 use crate::world::World;
 use gpusvm_device::Target;
 use gpusvm_mm::{AddressSpace, DevicePage, Home, Mirror as Mirrored};
+use gpusvm_sync::Arc;
 use gpusvm_types::{DevicePfn, DmaAddr, PageCount, PageIndex, Span};
 use std::collections::BTreeMap;
 
@@ -22,12 +23,15 @@ pub fn check<W: World>(world: &W, mirrors: &[&Mirror<W::Mm>], spans: &[Span]) ->
     for (number, mirror) in mirrors.iter().enumerate() {
         let mut says = |what: String| wrong.push(format!("device {number}: {what}"));
         mappings_lead_home(world, mirrors, mirror, &mut says);
-        memory_adds_up(mirror, &homes, &mut says);
+        memory_adds_up(mirrors, mirror, &homes, &mut says);
     }
     for page in homes.values() {
-        let owners = mirrors
-            .iter()
-            .filter(|mirror| mirror.pagemap().contains(*page));
+        let first = |(i, mirror): &(usize, &&Mirror<W::Mm>)| {
+            let is_same = |other: &&Mirror<W::Mm>| share_memory(other, mirror);
+            !mirrors[..*i].iter().any(is_same)
+        };
+        let memories = mirrors.iter().enumerate().filter(first);
+        let owners = memories.filter(|(_, mirror)| mirror.pagemap().contains(*page));
         if owners.count() != 1 {
             wrong.push(format!("{page:?} is of no device, or of two"));
         }
@@ -170,18 +174,24 @@ fn is_same_place(wanted: Target, target: Target) -> bool {
     }
 }
 
+/// Whether they are of one device.
+fn share_memory<M: AddressSpace>(one: &Mirror<M>, other: &Mirror<M>) -> bool {
+    Arc::ptr_eq(&one.region, &other.region)
+}
+
 fn memory_adds_up<M: AddressSpace>(
+    mirrors: &[&Mirror<M>],
     mirror: &Mirror<M>,
     homes: &BTreeMap<PageIndex, DevicePage>,
     says: &mut impl FnMut(String),
 ) {
     let pagemap = mirror.pagemap();
     let live = pagemap.live();
+    let sharing = mirrors.iter().filter(|other| share_memory(other, mirror));
+    let duplicated = sharing.fold(PageCount::ZERO, |sum, it| sum + it.vm.duplicated());
     let allocated = live
         .iter()
-        .fold(mirror.vm.duplicated(), |sum, (devmem, _)| {
-            sum + devmem.size()
-        });
+        .fold(duplicated, |sum, (devmem, _)| sum + devmem.size());
     let allocated = allocated + mirror.region.stats().object_pages;
     let (used, total) = (mirror.region.used(), mirror.region.total());
     if used > total || used != allocated {

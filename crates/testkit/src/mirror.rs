@@ -56,6 +56,20 @@ impl<M: AddressSpace> Mirror<M> {
     /// When the engine refuses.
     pub fn new(devices: &Arc<Devices<M>>, gpu: Arc<dyn Gpu>, policy: Arc<dyn Policy>) -> Self {
         let region = VramRegion::new(devices, gpu.device()).expect("the device has memory");
+        Self::of(region, gpu, policy)
+    }
+
+    /// One more address space of the same device.
+    ///
+    /// # Panics
+    ///
+    /// When the engine refuses.
+    #[must_use]
+    pub fn beside(&self, policy: Arc<dyn Policy>) -> Self {
+        Self::of(Arc::clone(&self.region), Arc::clone(&self.gpu), policy)
+    }
+
+    fn of(region: Arc<VramRegion<M>>, gpu: Arc<dyn Gpu>, policy: Arc<dyn Policy>) -> Self {
         let vm = Vm::new(&region, policy).expect("an address space on the device");
         let weak = Arc::downgrade(&vm);
         let serve = move |fault: &gpusvm_device::DeviceFault| match weak.upgrade() {

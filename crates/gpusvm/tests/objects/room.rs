@@ -1,11 +1,73 @@
 //! How long an object lives, and what makes room for it.
 
 use crate::common::{built, engine, within};
-use crate::{WORDS, bind_error, fill, is_filled, words_of};
+use crate::{WORDS, bind_error, block, fill, is_filled, words_of};
 use gpusvm::driver::{BindError, ObjectError};
-use gpusvm::{ByteSize, Error, FaultError, Grid, SoftGpu, Span, Svm};
+use gpusvm::{ByteSize, DeviceVm, Error, FaultError, Grid, SoftGpu, Span, Svm, SvmPtr};
 use gpusvm_types::{PAGE_SIZE, PageCount};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+/// How many of `n` words are not zero, as the device sees them.
+fn not_zero(vm: &DeviceVm, p: SvmPtr<u64>, n: usize) -> usize {
+    let found = Arc::new(AtomicU64::new(0));
+    let sum = Arc::clone(&found);
+    // SAFETY: it reads.
+    let launch = unsafe {
+        vm.launch(Grid::new(n / 512), move |lane| {
+            for i in 0..512 {
+                if lane.load(p.add(lane.id() * 512 + i))? != 0 {
+                    sum.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+            Ok(())
+        })
+    };
+    launch.unwrap().wait().unwrap();
+    usize::try_from(found.load(Ordering::Acquire)).unwrap()
+}
+
+/// Device memory goes from one address space to another, of objects and of the process: nothing of what
+/// was there shines through, whether memory is cleared when it is given back or not.
+#[test]
+fn an_object_shows_nothing_of_what_others_had_there() {
+    for scrub in [false, true] {
+        let gpu = SoftGpu::with_vram(ByteSize::mib(4)).unwrap();
+        let svm = built(Svm::builder().device(gpu).scrub(scrub));
+        let (theirs, ours) = (svm.create_vm(0).unwrap(), svm.create_vm(0).unwrap());
+        let place = svm.alloc_slice::<u64>(2 * WORDS).unwrap();
+        let half = block(place.span(), 0);
+        for round in 0..3 {
+            // All of the device's memory is written: half of it as an object, half of it as memory of the
+            // process, every word.
+            let object = svm.create_object(0, ByteSize::mib(2)).unwrap();
+            object.write(ByteSize::ZERO, &vec![0xa5; 2 << 20]).unwrap();
+            theirs.bind_object(half, &object, ByteSize::ZERO).unwrap();
+            fill(&theirs, place.device_ptr(), WORDS, 1 << round).unwrap();
+            let mut numbers = svm.alloc_slice::<u64>(WORDS).unwrap();
+            numbers.fill(!0);
+            fill(&theirs, numbers.device_ptr(), WORDS, 7).unwrap();
+            assert_eq!(svm.stats().vram_used_bytes, 4 << 20, "all of it is in use");
+            theirs.bind_mirror(half).unwrap();
+            drop((object, numbers));
+
+            let object = svm.create_object(0, ByteSize::mib(4)).unwrap();
+            ours.bind_object(place.span(), &object, ByteSize::ZERO)
+                .unwrap();
+            let seen = not_zero(&ours, place.device_ptr(), 2 * WORDS);
+            assert_eq!(seen, 0, "scrub {scrub}, round {round}: by the device");
+            let read = words_of(&object);
+            assert!(read.iter().all(|x| *x == 0), "scrub {scrub}: by a copy");
+            // They have a mirror there, and see nothing of it.
+            fill(&ours, place.device_ptr(), 2 * WORDS, 9).unwrap();
+            assert!(place.iter().all(|x| *x == 0));
+            ours.bind_mirror(place.span()).unwrap();
+        }
+        drop((theirs, ours, place));
+        assert_eq!(svm.shutdown().unwrap().vram_used_bytes, 0);
+    }
+}
 
 #[test]
 fn objects_are_counted_and_given_back() {

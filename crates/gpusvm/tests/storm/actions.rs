@@ -4,7 +4,8 @@ use crate::mutator::{Mutator, Owned};
 use crate::table::{CELLS_PER_PAGE, Outcome, PAGE, WORDS};
 use crate::touch::{Cpu, Reach, read_held};
 use crate::{PAGES, SLICES};
-use gpusvm::{ByteSize, Protection, SvmPtr, VirtAddr};
+use gpusvm::{Advice, AdviseError, Atomics, Preferred, Priority};
+use gpusvm::{ByteSize, Error, Protection, SvmPtr, VirtAddr};
 use libc::{c_int, c_void};
 
 /// One kind of thing to do. `None`: it found nothing to do it with.
@@ -45,6 +46,9 @@ pub(crate) const ACTIONS: &[Action] = table![
     "exec",             exec,                      1, true;
     "thread",           thread,                    4, true;
     "unbind",           unbind,                    1, true;
+    "advise",           advise,                    8, true;
+    "prefetch",         prefetch,                  8, true;
+    "end prefetch",     end_prefetch,              8, true;
 ];
 
 const OPEN: c_int = libc::PROT_READ | libc::PROT_WRITE;
@@ -136,6 +140,16 @@ fn end_of_mapping(at: u64) -> Option<u64> {
     found.next().map(|(_, end)| end)
 }
 
+/// How many of the first `pages` of a place that was free are mapped.
+fn mapped_pages(at: u64, pages: usize) -> usize {
+    let end = at + (pages * PAGE) as u64;
+    let mut to = at;
+    while let Some(next) = end_of_mapping(to).filter(|_| to < end) {
+        to = next.min(end);
+    }
+    usize::try_from(to - at).unwrap() / PAGE
+}
+
 /// Pages that are part of one mapping: others cannot be moved in one call.
 fn own_of_one_mapping(m: &mut Mutator, most: usize) -> Option<Owned> {
     let mut owned = m.own_some(most)?;
@@ -159,13 +173,22 @@ fn relocate(m: &mut Mutator, more: c_int) -> Option<()> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | more;
     // SAFETY: our own mapping, to a place that is free.
     let moved = unsafe { libc::mremap(pointer(at), len, len, flags, pointer(to)) };
+    let mut owned = owned;
     if moved != pointer(to) {
         // The engine cut the mapping in two a moment ago.
         let error = std::io::Error::last_os_error();
         assert_eq!(error.raw_os_error(), Some(libc::EFAULT), "mremap: {error}");
-        assert!(end_of_mapping(at).is_some() && end_of_mapping(to).is_none());
-        m.free_place(to, pages);
-        m.give_back(owned, Some(at), Outcome::Same);
+        // Since Linux 6.17 one call moves several mappings, one after the other, up to the first that it
+        // refuses to: one that is registered is only moved alone. Those before it have gone.
+        let gone = mapped_pages(to, pages);
+        m.free_place(to + (gone * PAGE) as u64, pages - gone);
+        let stayed = Mutator::split(&mut owned, gone);
+        let at = stayed.at;
+        assert!(end_of_mapping(at).is_some(), "{gone} pages of {pages} went");
+        m.give_back(stayed, Some(at), Outcome::Same);
+    }
+    let pages = owned.pages.len();
+    if pages == 0 {
         return None;
     }
     match more {
@@ -410,5 +433,83 @@ fn unbind(m: &mut Mutator) -> Option<()> {
         ));
     }
     m.is_unbound = !m.is_unbound;
+    Some(())
+}
+
+/// Where the program has pages in a row, which stay as long as the mutator does nothing else.
+fn find(m: &mut Mutator, most: usize) -> Option<(u64, ByteSize)> {
+    let table = &m.storm.table;
+    let all = table.cells() / CELLS_PER_PAGE;
+    let first = m.random.below(all);
+    let at = table.place(first);
+    let most = (1 + m.random.below(most)).min(all - first);
+    let is_next = |i: &usize| table.place(first + i) == at + (i * PAGE) as u64;
+    let pages = (0..most).take_while(is_next).count();
+    (at != 0).then_some((at, ByteSize::from_usize(pages * PAGE)))
+}
+
+fn advise(m: &mut Mutator) -> Option<()> {
+    let (at, len) = find(m, 400)?;
+    let (device, on) = (m.random.below(m.storm.devices), m.random.one_in(2));
+    let advice = match m.random.below(10) {
+        0 => Advice::PreferredLocation(Preferred::Ram),
+        1 => Advice::PreferredLocation(Preferred::Device(device)),
+        2 => Advice::AccessedBy { device, on },
+        3 | 4 => Advice::ReadMostly(on),
+        5 => Advice::Granularity(on.then_some(ByteSize::kib(4 << m.random.below(7)))),
+        6 => {
+            let priorities = [Priority::Low, Priority::High, Priority::Pinned];
+            Advice::EvictionPriority(priorities[m.random.below(3)])
+        }
+        7 => Advice::Atomics([Atomics::Device, Atomics::Global, Atomics::Cpu][m.random.below(3)]),
+        _ => Advice::Nothing,
+    };
+    match m.storm.svm.advise(pointer(at), len, advice) {
+        Ok(()) => Some(()),
+        // Not all of it is adopted.
+        Err(Error::Advise(AdviseError::NotMirrored { .. })) => None,
+        Err(error) => panic!("{advice:?} at {at:#x}: {error}"),
+    }
+}
+
+/// Some of it may be unmapped by the time it is brought.
+fn prefetch(m: &mut Mutator) -> Option<()> {
+    if m.prefetches.len() >= MOST_PREFETCHES {
+        return None;
+    }
+    let (at, len) = find(m, 600)?;
+    let (svm, device) = (&m.storm.svm, m.random.below(m.storm.devices));
+    let prefetch = match m.random.below(3) {
+        0 => svm.prefetch(device, pointer(at), len),
+        1 => svm.prefetch_advised(device, pointer(at), len),
+        _ => svm.prefetch_to_ram(pointer(at), len),
+    };
+    match prefetch {
+        Ok(prefetch) => m.prefetches.push(prefetch),
+        Err(Error::Unbound { .. }) => return None,
+        Err(error) => panic!("a prefetch at {at:#x}: {error}"),
+    }
+    Some(())
+}
+
+const MOST_PREFETCHES: usize = 12;
+
+/// It is waited for, or cancelled, or left on its way.
+fn end_prefetch(m: &mut Mutator) -> Option<()> {
+    let len = m.prefetches.len();
+    (len > 0).then_some(())?;
+    let prefetch = m.prefetches.swap_remove(m.random.below(len));
+    match m.random.below(3) {
+        0 => drop(prefetch),
+        1 => {
+            // What could not be brought is told: others are at work on the same memory.
+            let _ = prefetch.wait();
+            assert!(prefetch.is_done());
+        }
+        _ => {
+            prefetch.cancel();
+            assert!(prefetch.is_done());
+        }
+    }
     Some(())
 }

@@ -12,6 +12,8 @@ impl Mutator {
     /// Looks at every cell once more, and gives everything back.
     pub(crate) fn end(mut self) {
         let storm = std::sync::Arc::clone(&self.storm);
+        let prefetches = self.prefetches.drain(..);
+        prefetches.for_each(|prefetch| drop(prefetch.wait()));
         (0..storm.table.cells()).for_each(|cell| read(&storm, cell, &mut Cpu));
         // Others may still be on their way out.
         storm.over.store(false, Ordering::Relaxed);

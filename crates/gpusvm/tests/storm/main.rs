@@ -1,8 +1,10 @@
-//! The storm: everybody touches everything, by CPU and on two devices, while one thread unmaps, maps,
-//! moves, drops, protects and forks as it likes. Not one wrong byte, no hang, nothing left behind.
+//! The storm: everybody touches everything, by CPU and in several address spaces of two devices, while one
+//! thread unmaps, maps, moves, drops, protects, advises, prefetches and forks as it likes. Not one wrong
+//! byte, no hang, nothing left behind. `storm_sim` is the same where one seed is one history.
 //!
 //! `GPUSVM_STORM_SECONDS` says how long, `GPUSVM_SEED` repeats the decisions (not the schedule), and
-//! `GPUSVM_RUNG` names one rung of the ladder instead of all.
+//! `GPUSVM_RUNG` names one rung of the ladder instead of all. `GPUSVM_STORM_WITHOUT` names actions that are
+//! left out, with commas between; `copies` leaves out pages that are read in copies.
 
 #![allow(
     clippy::allow_attributes,
@@ -20,6 +22,7 @@ mod touch; // who touches
 
 use actions::ACTIONS;
 use end::Before;
+use gpusvm::{Access, FaultInfo, MigrateOnTouch, Plan, Policy};
 use gpusvm::{ByteSize, Error, Rung, SoftGpu, Stats, Svm};
 use gpusvm_testkit::Watchdog;
 use mutator::Mutator;
@@ -186,10 +189,30 @@ impl Storm {
     }
 }
 
+/// In every third chunk of memory, who reads gets copies.
+#[derive(Debug)]
+struct Copies(MigrateOnTouch);
+
+impl Policy for Copies {
+    fn on_device_fault(&self, fault: &FaultInfo) -> Plan {
+        let plan = self.0.on_device_fault(fault);
+        let copies = (fault.at.get() >> 16).is_multiple_of(3) && fault.access == Access::Read;
+        Plan {
+            duplicate: plan.duplicate || copies,
+            ..plan
+        }
+    }
+}
+
 /// An engine on a rung, or `None` if the rung is not to be had here.
 fn engine(rung: Rung) -> Option<Svm> {
     let gpu = || SoftGpu::builder().vram(VRAM).units(2).build().unwrap();
     let builder = Svm::builder().device(gpu()).device(gpu());
+    let policy = MigrateOnTouch::default();
+    let builder = match is_left_out("copies") {
+        true => builder.policy(Arc::new(policy)),
+        false => builder.policy(Arc::new(Copies(policy))),
+    };
     match builder.rung(Some(rung)).build() {
         Ok(svm) => Some(svm),
         Err(Error::Start(error)) => {
@@ -263,6 +286,12 @@ fn storm(rung: Rung, time: Duration, seed: u64) {
     );
     assert_eq!((left, stats.ranges_live), ((0, 0, 0), 0), "seed {seed}");
     before.compare();
+}
+
+/// Whether it is not to happen, to find out what else does it.
+fn is_left_out(name: &str) -> bool {
+    let names = std::env::var("GPUSVM_STORM_WITHOUT").unwrap_or_default();
+    names.split(',').any(|it| it == name)
 }
 
 fn number(name: &str) -> Option<u64> {

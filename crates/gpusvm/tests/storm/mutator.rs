@@ -3,8 +3,8 @@
 use crate::actions::ACTIONS;
 use crate::random::Random;
 use crate::table::{CELLS_PER_PAGE, Held, Outcome, PAGE};
-use crate::{Decision, PAGES, SLICE_PAGES, SLICES, Storm};
-use gpusvm::{Adopted, SvmSlice};
+use crate::{Decision, PAGES, SLICE_PAGES, SLICES, Storm, is_left_out};
+use gpusvm::{Adopted, Prefetch, SvmSlice};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,6 +22,7 @@ pub(crate) struct Mutator {
     pub(crate) random: Random,
     pub(crate) adopted: Vec<Adopted>,
     pub(crate) slices: Vec<Option<SvmSlice<u64>>>,
+    pub(crate) prefetches: Vec<Prefetch>,
     /// Which pages of the window are in use.
     used: Vec<bool>,
     /// What was moved away from with its mapping left behind.
@@ -53,6 +54,7 @@ impl Mutator {
             random: Random::new(storm.seed, 2000),
             adopted: Vec::new(),
             slices: (0..SLICES).map(|_| None).collect(),
+            prefetches: Vec::new(),
             used: vec![false; WINDOW_PAGES],
             left_behind: Vec::new(),
             is_unbound: false,
@@ -66,6 +68,7 @@ impl Mutator {
             .iter()
             .enumerate()
             .filter(|(_, action)| action.anywhere || self.storm.adopts())
+            .filter(|(_, action)| !is_left_out(action.name))
             .flat_map(|(i, action)| std::iter::repeat_n(i, action.weight))
             .collect();
         while !self.storm.is_over() {

@@ -153,11 +153,21 @@ pub(crate) fn on_cpu(storm: &Storm, thread: u64) {
     }
 }
 
-/// A queue of launches on one device, until the storm is over.
+/// A queue of launches on one device, until the storm is over. The first queue of each device uses the
+/// address space that the device has from the beginning, the others have their own, now and then a new
+/// one.
 pub(crate) fn on_device(storm: &Arc<Storm>, queue: u64) {
     let mut random = Random::new(storm.seed, 1000 + queue);
-    let device = usize::try_from(queue).unwrap() % storm.devices;
+    let queue = usize::try_from(queue).unwrap();
+    let device = queue % storm.devices;
+    let mut own = None;
     while !storm.is_over() {
+        if queue >= storm.devices && (own.is_none() || random.one_in(100)) {
+            // The old one is closed.
+            own = Some(storm.svm.create_vm(device).unwrap());
+        }
+        let vm = own.as_ref().map_or_else(|| storm.svm.vm(device), Ok);
+        let vm = vm.unwrap();
         let (kernel, seed) = (Arc::clone(storm), random.next());
         let lanes = 1 + random.below(48);
         let body = move |lane: &mut Lane<'_>| -> Result<(), LaneError> {
@@ -167,11 +177,7 @@ pub(crate) fn on_device(storm: &Arc<Storm>, queue: u64) {
             Ok(())
         };
         // SAFETY: the table says who writes what; nobody holds references to it.
-        let launch = unsafe {
-            storm
-                .svm
-                .launch_resident(device, Grid::new(lanes), gpusvm::Resident::new(), body)
-        };
+        let launch = unsafe { vm.launch(Grid::new(lanes), body) };
         match launch {
             Ok(launch) => {
                 launch.wait().unwrap();
