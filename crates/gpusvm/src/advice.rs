@@ -29,6 +29,8 @@ impl Svm {
     /// `ZeroSized`, or `Advise`: memory that is not shared, with which of it is not (`ENOENT`), a device that is not
     /// there (`ENODEV`), a granularity that is none (`EINVAL`).
     pub fn advise<T>(&self, pointer: *const T, len: ByteSize, advice: Advice) -> Result<(), Error> {
+        // Memory that moved is shared where it is now.
+        self.process.settle_events();
         let span = self.span_of(VirtAddr::from(pointer), len)?;
         Ok(self.nodes[0].vm.advise(span, advice)?)
     }

@@ -9,8 +9,7 @@
 use gpusvm::driver::{BindError, Devices, Object, Vm, VramRegion};
 use gpusvm::{Access, ByteSize, FaultError, MigrateOnTouch, Span, VirtAddr};
 use gpusvm_device::{
-    Access, Caps, CopyEngine, Device, DeviceError, FaultQueue, Mapping, PageTables, Target,
-    Verdict, VmId,
+    Caps, CopyEngine, Device, DeviceError, FaultQueue, Mapping, PageTables, Target, Verdict, VmId,
 };
 use gpusvm_mm_sim::Sim;
 use gpusvm_testkit::dmirror::{Dmirror, Interconnect, Spec};

@@ -169,30 +169,14 @@ fn skips_itself(family: &Family, flags: Flags) -> Option<Status> {
     Some(Status::SkipsItself(reason))
 }
 
-/// What is known to fail: with memory that can migrate, and moves, or is advised.
+/// What is known to fail: memory that can migrate, and moves, in more than one block.
 fn fails(family: &Family, flags: Flags) -> Option<Status> {
-    let small = family.size.is_none() && family.execs > 2;
-    if flags.has(Flags::NEW | Flags::FREE | Flags::MADVISE) && !flags.has(Flags::MMAP) && small {
-        return Some(Status::Fails(
-            "advised memory stays registered when its adoption ends",
-        ));
-    }
-    if !flags.has(Flags::REMAP) || flags.has(Flags::SHARED) {
-        return None;
-    }
-    if family.stride > 1 {
-        // Only the blocks that the device touched are registered with userfaultfd, so that the kernel has
-        // more than one mapping there, and it moves one at a time.
-        return Some(Status::Fails(
-            "mremap of armed and other blocks at once is EFAULT",
-        ));
-    }
-    if flags.has(Flags::MADVISE) && family.execs > 1 {
-        return Some(Status::Fails("mremap of advised memory is EFAULT"));
-    }
-    // Not understood: threads with a virtual machine each pass.
-    (family.who == Who::SharedVm).then_some(Status::Fails(
-        "memory that moves where another thread's was, in one virtual machine, can read as zeroes",
+    let moves = flags.has(Flags::REMAP) && !flags.has(Flags::SHARED);
+    // Only the blocks that the device touched are registered with userfaultfd, so that the kernel has more
+    // than one mapping there, and it moves one at a time.
+    let fails = moves && family.stride > 1;
+    fails.then_some(Status::Fails(
+        "mremap of armed and other blocks at once is EFAULT",
     ))
 }
 
