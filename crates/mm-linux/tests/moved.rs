@@ -11,7 +11,7 @@ mod common;
 
 use common::memory::{self, Memory, Pages, check_moved, check_zero};
 use common::{OWNER, World, exit_code, forked};
-use gpusvm_mm::{AddressSpace, Block, Outbound};
+use gpusvm_mm::{AddressSpace, Block, Mirror, Outbound};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageIndex, Span};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ on_userfaultfd_rungs!(
     new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data,
     memory_that_arrives_stays_registered_when_what_was_there_is_let_go,
     what_is_mapped_where_memory_passed_through_is_not_registered,
+    what_was_where_grown_memory_goes_is_forgotten_as_a_whole,
 );
 
 /// A mapping of the program's own, filled and armed.
@@ -226,4 +227,31 @@ fn what_is_mapped_where_memory_passed_through_is_not_registered(world: &World) {
     assert!(!memory::is_registered(here.start()));
     memory::unmap(here);
     end_moved(world, there);
+}
+
+/// A mapping that has grown is heard of as a whole, and mirrored as far as it was before: where it goes,
+/// nothing is left of what was there, though nobody heard of its end.
+///
+/// Story: the rest was marked as unmapped for ever, and every fault of a device there failed.
+fn what_was_where_grown_memory_goes_is_forgotten_as_a_whole(world: &World) {
+    let (four, eight) = (memory::pages(4), memory::pages(8));
+    let from = own(world, four);
+    let grown = memory::grow(from.span(), eight);
+    let here = memory::map(eight);
+    let adopted = world.process.adopt(here.start(), eight);
+    assert_eq!(adopted, Ok(here));
+    from.fill(6);
+    memory::remap(grown, here.start(), false);
+    world.process.settle_events();
+    let (head, tail) = (
+        Span::from_len(here.start(), four).unwrap(),
+        Span::from_len(here.start() + four, four).unwrap(),
+    );
+    check_moved(head, from.span(), 6);
+    assert_eq!(world.process.mirrored(head.start()), Mirror::Mapping(head));
+    let beyond = world.process.mirrored(tail.start());
+    assert!(matches!(beyond, Mirror::Gap(_)), "{beyond:?}");
+    world.process.unadopt(head).unwrap();
+    memory::unmap(here);
+    world.process.settle_events();
 }

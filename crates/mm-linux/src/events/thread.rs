@@ -82,7 +82,13 @@ fn sweep(process: &Process) {
 /// The pages went to another address: those in RAM by the kernel, the others by name.
 fn remapped(process: &Process, from: Span, to: VirtAddr) {
     gpusvm_sync::walk!("remapped");
-    for part in process.regions.parts_in(from) {
+    let parts = process.regions.parts_in(from);
+    // What was mirrored there before is no more: also where what comes is not mirrored, as what a mapping
+    // has grown by.
+    if let Ok(there) = Span::from_len(to, from.len()) {
+        unmapped(process, there);
+    }
+    for part in parts {
         let Some(there) = translate(part.span, from, to) else {
             continue;
         };
@@ -90,8 +96,6 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
             lose(process, &part, there);
             continue;
         };
-        // What was mirrored there before is no more.
-        unmapped(process, there);
         // Nobody gets at the new place before everything is in it.
         there
             .blocks()
@@ -163,7 +167,6 @@ fn register(process: &Process, region: &Region) {
 
 /// No memory to mirror the new place with: what is on devices is lost, and a bus error from now on.
 fn lose(process: &Process, part: &Part, there: Span) {
-    unmapped(process, there);
     for (old, new) in part.span.pages().zip(there.pages()) {
         if let Place::Device(_) = part.region.word(old).get().place {
             process.mover.poison(Span::page_of(new.start()));

@@ -240,6 +240,16 @@ pub(crate) fn remap(from: Span, to: VirtAddr, keep: bool) {
     );
 }
 
+/// Makes a mapping longer, where it is.
+pub(crate) fn grow(span: Span, len: ByteSize) -> Span {
+    let at = pointer(span.start()).cast();
+    let (old, new) = (span.len().as_usize(), len.as_usize());
+    // SAFETY: as for `advise`.
+    let done = unsafe { libc::mremap(at, old, new, 0) };
+    assert_eq!(done, at, "{}", std::io::Error::last_os_error());
+    Span::from_len(span.start(), len).unwrap()
+}
+
 /// Whether the mapping at `at` is registered with a userfaultfd for missing pages.
 pub(crate) fn is_registered(at: VirtAddr) -> bool {
     has_flag(at, &["um"])
