@@ -73,7 +73,8 @@ fn unmap_at(at: u64, len: usize) {
 
 fn share(m: &mut Mutator, at: u64, len: usize) {
     let shared = m.storm.svm.adopt(pointer(at), ByteSize::from_usize(len));
-    m.adopted.push(shared.unwrap());
+    let shared = shared.unwrap_or_else(|error| panic!("{error}\n{}", maps_around(at)));
+    m.adopted.push(shared);
     m.log_share(at, len);
 }
 
@@ -468,8 +469,19 @@ fn advise(m: &mut Mutator) -> Option<()> {
         Ok(()) => Some(()),
         // Not all of it is adopted.
         Err(Error::Advise(AdviseError::NotMirrored { .. })) => None,
-        Err(error) => panic!("{advice:?} at {at:#x}: {error}"),
+        Err(error) => panic!("{advice:?} at {at:#x}: {error}\n{}", maps_around(at)),
     }
+}
+
+/// What is mapped around an address, to be read when something went wrong.
+pub(crate) fn maps_around(at: u64) -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let near = |line: &&str| {
+        let mut ends = line.split([' ', '-']).take(2);
+        let mut next = || u64::from_str_radix(ends.next()?, 16).ok();
+        matches!((next(), next()), (Some(start), Some(end)) if start < at + (1 << 21) && at < end + (1 << 21))
+    };
+    maps.lines().filter(near).collect::<Vec<_>>().join("\n")
 }
 
 /// Some of it may be unmapped by the time it is brought.

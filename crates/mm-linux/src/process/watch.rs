@@ -46,10 +46,14 @@ impl Process {
             if block.region.token() != token || words.any(|word| word.get().unmapped) {
                 return Err(not_mirrored);
             }
-            block.watch().map_err(|errno: Errno| MmError::System {
-                call: "registering with userfaultfd",
-                span: block.span(),
-                errno: errno.raw_os_error(),
+            block.watch(piece).map_err(|errno| match errno {
+                // Nothing is there: it went, and nobody listened.
+                Errno::INVAL => not_mirrored,
+                errno => MmError::System {
+                    call: "registering with userfaultfd",
+                    span: piece,
+                    errno: errno.raw_os_error(),
+                },
             })?;
         }
         Ok(token)
@@ -85,28 +89,25 @@ impl Process {
 }
 
 impl BlockGuard<'_> {
-    /// Begins to hear of the end of the mapping.
+    /// Begins to hear of the end of the mapping, in any case of `piece`. Of the rest of the block nobody
+    /// may have heard that it went, or what is there by now.
     ///
     /// # Errors
     ///
-    /// What the kernel refused.
-    fn watch(&self) -> Result<(), Errno> {
-        let state = self.state();
-        if state.watched.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        if !state.registered.load(Ordering::Relaxed) {
-            let refused = self
-                .parts()
-                .find_map(|part| self.process.mover.watch(part).err());
-            match refused {
-                None => {}
+    /// What the kernel refused; then `piece` is not watched, unless it was.
+    fn watch(&self, piece: Span) -> Result<(), Errno> {
+        let (state, mover) = (self.state(), &self.process.mover);
+        if state.registered.load(Ordering::Relaxed) {
+            mover.arm(piece)?;
+        } else {
+            match mover.watch(piece) {
                 // There is no write protection: so it is heard of by missing pages.
-                Some(Errno::NOSYS) => self.parts().try_for_each(|part| self.register(part))?,
-                Some(errno) => {
-                    self.parts()
-                        .for_each(|part| self.process.mover.unwatch(part));
-                    return Err(errno);
+                Err(Errno::NOSYS) => self.register(piece)?,
+                watched => watched?,
+            }
+            if !state.watched.load(Ordering::Relaxed) {
+                for rest in self.parts().flat_map(|part| part.without(piece)).flatten() {
+                    let _ = mover.watch(rest);
                 }
             }
         }
