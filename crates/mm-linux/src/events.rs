@@ -112,7 +112,7 @@ impl Events {
                     known = false;
                     continue;
                 }
-                if !region.block(page.start()).take_own_remove(page) {
+                if !region.block(page.start()).take_own_remove(page, span) {
                     region.word(page).drop_contents();
                     any = true;
                 }

@@ -184,13 +184,30 @@ impl<'b> LinuxOutbound<'b> {
         for run in runs(self.span, |i| {
             is_in(i) && self.sources[i].is_collected() && goes(i)
         }) {
-            process.mover.settle(run, self.block.state());
+            if !self.discard(run) {
+                // Of a page, it is all or nothing. What was unmapped is marked.
+                process.source.fence();
+                let left = run.pages().filter(|page| goes(self.span.index_of(*page)));
+                left.for_each(|page| drop(self.discard(Span::page_of(page.start()))));
+            }
         }
         for run in runs(self.span, |i| {
             is_in(i) && !(self.sources[i].is_collected() && goes(i))
         }) {
             process.mover.release(run);
         }
+    }
+
+    /// Drops what is left of pages here. `false` when some of it may be there still.
+    fn discard(&self, run: Span) -> bool {
+        let (process, state) = (self.block.process, self.block.state());
+        let is_done = process.mover.settle(run, state);
+        if state.expects_removes() {
+            // The events were read, but not yet told apart from those of the next removal.
+            process.source.fence();
+            state.has_removed();
+        }
+        is_done
     }
 
     fn slot_place(&self, at: VirtAddr) -> VirtAddr {
@@ -326,10 +343,6 @@ impl Outbound for LinuxOutbound<'_> {
         }
         drop(freed);
         self.settle_in_place();
-        if state.expects_removes() {
-            // The events were read, but not yet told apart from those of the next removal.
-            process.source.fence();
-        }
         state
             .left_huge
             .store(self.content == Content::Huge, Ordering::Relaxed);

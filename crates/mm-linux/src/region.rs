@@ -54,7 +54,12 @@ pub(crate) struct BlockState {
     breaker: AtomicI32,
     /// Pages that a MADV_DONTNEED of our own drops: the first event of each is not the program's.
     own_removes: [AtomicU64; PAGES_PER_BLOCK / 64],
+    /// What it drops now, as it was told first: from, and to. It is told of what is behind a cut again.
+    own_remove: [AtomicU64; 2],
 }
+
+/// No address.
+const NOTHING: u64 = 0;
 
 /// The time between the mark of a page and the end of the accesses that devices began before.
 ///
@@ -236,17 +241,36 @@ impl BlockState {
     /// Whether the removal of a page was expected, which it then is no longer. Should the program
     /// remove the same page at the same time, the two removals are as good as each other: the second
     /// counts.
-    pub(crate) fn take_own_remove(&self, page: PageIndex) -> bool {
+    ///
+    /// `told` is all that the event tells of. A mapping that is cut while it is told of is told of again from
+    /// the cut on, to the same end.
+    pub(crate) fn take_own_remove(&self, page: PageIndex, told: Span) -> bool {
         let (word, bit) = Self::place_of(page);
         let word = &self.own_removes[word];
-        word.load(Ordering::Relaxed) & bit != 0 && word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+        let [from, to] = &self.own_remove;
+        if word.load(Ordering::Relaxed) & bit != 0
+            && word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+        {
+            from.store(told.start().get(), Ordering::Relaxed);
+            to.store(told.end().get(), Ordering::Release);
+            return true;
+        }
+        to.load(Ordering::Acquire) == told.end().get()
+            && from.load(Ordering::Relaxed) < told.start().get()
     }
 
-    /// Whether events of removals are still expected.
+    /// Whether events of removals are still expected, or can be told again.
     pub(crate) fn expects_removes(&self) -> bool {
-        self.own_removes
-            .iter()
-            .any(|pages| pages.load(Ordering::Acquire) != 0)
+        let is_set = |pages: &AtomicU64| pages.load(Ordering::Acquire) != 0;
+        self.own_removes.iter().any(is_set) || is_set(&self.own_remove[1])
+    }
+
+    /// All of them were told: what is told from now on is the program's.
+    pub(crate) fn has_removed(&self) {
+        self.own_remove[1].store(NOTHING, Ordering::Release);
+        for pages in &self.own_removes {
+            pages.store(0, Ordering::Release);
+        }
     }
 
     fn place_of(page: PageIndex) -> (usize, u64) {
@@ -325,12 +349,20 @@ mod tests {
     fn an_own_removal_is_recognised_once() {
         let block = BlockState::default();
         let page = |p: u64| PageIndex::new(p);
-        assert!(!block.take_own_remove(page(7)));
-        block.expect_removes(Span::of_pages(page(7), gpusvm_types::PageCount::new(2)));
-        assert!(!block.take_own_remove(page(6)));
-        assert!(block.take_own_remove(page(7)));
-        assert!(!block.take_own_remove(page(7)));
-        assert!(block.take_own_remove(page(8)));
+        let pages = |p, n| Span::of_pages(page(p), gpusvm_types::PageCount::new(n));
+        let both = pages(7, 2);
+        assert!(!block.take_own_remove(page(7), both));
+        block.expect_removes(both);
+        assert!(!block.take_own_remove(page(6), pages(6, 3)));
+        assert!(block.take_own_remove(page(7), both));
+        assert!(!block.take_own_remove(page(7), both), "the program's");
+        assert!(block.take_own_remove(page(8), both));
+        let behind_a_cut = pages(8, 1);
+        assert!(block.take_own_remove(page(8), behind_a_cut), "told again");
+        assert!(block.expects_removes());
+        block.has_removed();
+        assert!(!block.expects_removes());
+        assert!(!block.take_own_remove(page(8), behind_a_cut));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use common::memory::{self, Memory, Pages, check_moved, check_zero};
 use common::{OWNER, World, exit_code, forked};
 use gpusvm_mm::{AddressSpace, Block, Mirror, Outbound};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageIndex, Span};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 on_userfaultfd_rungs!(
@@ -26,6 +27,7 @@ on_userfaultfd_rungs!(
     memory_that_arrives_stays_registered_when_what_was_there_is_let_go,
     what_is_mapped_where_memory_passed_through_is_not_registered,
     what_was_where_grown_memory_goes_is_forgotten_as_a_whole,
+    what_is_beside_pages_that_are_unmapped_on_the_way_keeps_its_data,
 );
 
 /// A mapping of the program's own, filled and armed.
@@ -254,4 +256,53 @@ fn what_was_where_grown_memory_goes_is_forgotten_as_a_whole(world: &World) {
     world.process.unadopt(head).unwrap();
     memory::unmap(here);
     world.process.settle_events();
+}
+
+/// While pages leave a block, the program unmaps some of them: at the start, or in the middle.
+///
+/// Story: where pages are copied, the kernel lets others in while it drops what was copied. It dropped nothing
+/// when the first page was gone by then, so the CPU went on with the copy in RAM and the device with its own;
+/// and when one in the middle was gone, it told of the rest twice, and the second time counted as the
+/// program's.
+fn what_is_beside_pages_that_are_unmapped_on_the_way_keeps_its_data(world: &World) {
+    let mut random = 1u64;
+    for round in 0..300 {
+        let memory = own(world, memory::pages(16));
+        memory.fill(round);
+        let gone = memory.part(memory::pages(8 * (round % 2)), memory::pages(1));
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let spins = (random >> 33) % 40_000;
+        let locked = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut block = world.process.lock_block(memory.span()).unwrap();
+                locked.store(true, Ordering::Release);
+                let collected = block.collect(memory.span(), OWNER, &mut |_, _| false);
+                let taken = world.device.take(memory.span().page_count());
+                match collected {
+                    Ok(pages) if world.device.copy_from(taken, pages.sources()) => {
+                        pages.commit(&mut |i| world.device.hold(taken, i));
+                    }
+                    // It was gone before it was copied.
+                    _ => {}
+                }
+                world
+                    .device
+                    .let_go_unused(taken, memory.span().page_count());
+            });
+            while !locked.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            (0..spins).for_each(|_| std::hint::spin_loop());
+            memory::unmap(gone);
+        });
+        for rest in memory.span().without(gone).into_iter().flatten() {
+            memory.check_part(rest, round);
+            memory::unmap(rest);
+        }
+        world.process.settle_events();
+        assert_eq!(world.device.held(), 0, "round {round}");
+    }
 }

@@ -77,7 +77,9 @@ impl Mover for Remapper {
         Ok(Taken::Moved { huge: false })
     }
 
-    fn settle(&self, _: Span, _: &BlockState) {}
+    fn settle(&self, _: Span, _: &BlockState) -> bool {
+        true
+    }
 
     fn can_protect(&self) -> bool {
         // A write of a system call would fail, not wait.

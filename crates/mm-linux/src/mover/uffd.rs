@@ -124,7 +124,9 @@ impl Mover for UffdMover {
         self.move_out(run, slot, sources, block)
     }
 
-    fn settle(&self, run: Span, block: &BlockState) {
+    /// The kernel lets others in while its event is read: it gives up if the first page was unmapped by
+    /// then, and where the mapping was cut it goes on, and tells of the rest once more.
+    fn settle(&self, run: Span, block: &BlockState) -> bool {
         if self.program.features().contains(Features::EVENT_REMOVE) {
             block.expect_removes(run);
         }
@@ -134,6 +136,7 @@ impl Mover for UffdMover {
             dropped.is_ok() || dropped == Err(Errno::NOMEM),
             "{run}: {dropped:?}"
         );
+        dropped.is_ok()
     }
 
     fn can_protect(&self) -> bool {
