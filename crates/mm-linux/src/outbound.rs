@@ -187,8 +187,9 @@ impl<'b> LinuxOutbound<'b> {
             if !self.discard(run) {
                 // Of a page, it is all or nothing. What was unmapped is marked.
                 process.source.fence();
-                let left = run.pages().filter(|page| goes(self.span.index_of(*page)));
-                left.for_each(|page| drop(self.discard(Span::page_of(page.start()))));
+                for page in run.pages().filter(|page| goes(self.span.index_of(*page))) {
+                    self.discard(Span::page_of(page.start()));
+                }
             }
         }
         for run in runs(self.span, |i| {

@@ -24,7 +24,7 @@
 use super::Process;
 use crate::block::BlockGuard;
 use crate::let_go::Listening;
-use gpusvm_mm::{ArmToken, Block, MmError};
+use gpusvm_mm::{ArmToken, MmError};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{Span, VirtAddr};
 use rustix::io::Errno;
