@@ -182,7 +182,8 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
     let held = process.source.hold();
     let is_hole = |page: PageIndex| {
         let word = block.region.word(page).get();
-        word.place == Place::System && !word.dropped && !word.unmapped
+        // What is read in copies is not to be written unheard.
+        word.place == Place::System && !word.dropped && !word.unmapped && !word.protected
     };
     let first = chunk.first_page();
     let mut is_there = false;

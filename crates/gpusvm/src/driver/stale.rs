@@ -119,6 +119,13 @@ pub(crate) fn not_mapped<M: AddressSpace>(
             Ok(Pass::Stale(StaleReason::Cut))
         }
         GetPagesError::Unmapped { .. } => Ok(Pass::Stale(StaleReason::Unmapped)),
+        // Since it was armed: nobody else tells a range that was made when its mirror ended.
+        GetPagesError::Mm(MmError::NotMirrored { .. }) => {
+            if vm.may_change(range) {
+                vm.svm().range_remove(range);
+            }
+            Ok(Pass::Stale(StaleReason::NotMirrored))
+        }
         GetPagesError::NotOnDevice { .. } => Ok(Pass::Stale(StaleReason::NotOnDevice)),
         _ => Ok(Pass::Stale(StaleReason::Moving)),
     }

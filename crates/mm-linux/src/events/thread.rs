@@ -46,6 +46,8 @@ fn removed(process: &Process, span: Span) {
 
 fn unmapped(process: &Process, span: Span) {
     gpusvm_sync::walk!("unmapped");
+    let mut is_mirrored = false;
+    process.regions.for_each_in(span, |_, _| is_mirrored = true);
     each_block(process, span, |block, piece| {
         // Pages of a place that a remap had emptied may have been taken for holes since.
         for word in block.region.words_in(piece) {
@@ -55,6 +57,13 @@ fn unmapped(process: &Process, span: Span) {
         block.release_unmapped(piece);
     });
     process.regions.remove(span);
+    if is_mirrored {
+        // A range that was made meanwhile is either told, or finds it not mirrored.
+        process.notifiers.invalidate(&gpusvm_mm::Invalidation {
+            span,
+            reason: Reason::Unmap,
+        });
+    }
 }
 
 /// Looks at every word for marks that found no room in the queue.
