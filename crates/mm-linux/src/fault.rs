@@ -18,6 +18,7 @@ use core::time::Duration;
 use gpusvm_mm::{AddressSpace, Block, CpuFault, FaultOutcome, Place, Reason, Time, Wanted};
 use gpusvm_sync::Arc;
 use gpusvm_types::{ByteSize, PageIndex, Span, VirtAddr};
+use rustix::io::Errno;
 
 /// What becomes of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,8 +217,13 @@ pub(crate) fn serve_unknown(process: &Process, at: VirtAddr) -> Option<Urgency> 
     if process.regions.find(at).is_some() {
         return None;
     }
-    // Registered, but nobody's: armed once and moved away since. The kernel knows of no page.
-    process.mover.zero_fill(Span::page_of(at));
+    let page = Span::page_of(at);
+    // Registered, but nobody's: armed once and moved away since. The kernel knows of no page. Or it has become
+    // another engine's, which only a registration is told: who waits there waits for that.
+    match process.mover.arm(page) {
+        Err(Errno::BUSY) => process.mover.wake(page),
+        _ => drop(process.mover.zero_fill(page)),
+    }
     Some(Urgency::Done)
 }
 
