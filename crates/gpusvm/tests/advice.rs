@@ -78,25 +78,28 @@ fn memory_that_moves_can_be_advised_and_move_again() {
         if !can_adopt(&svm) {
             return;
         }
-        let places = [Map::new(BLOCK, false), Map::new(BLOCK, false)];
+        // A new place each time: where it was before, others map something meanwhile.
+        let new_place = || std::mem::ManuallyDrop::new(Map::new(BLOCK, false)).at;
         let len = ByteSize::from_usize(BLOCK);
-        let _adopted = svm.adopt(places[0].at, len).unwrap();
+        let mut from = new_place();
+        let _adopted = svm.adopt(from, len).unwrap();
         let preferred = |round| match round % 2 {
             0 => Preferred::Ram,
             _ => Preferred::Device(0),
         };
         for round in 0..100 {
-            let [from, to] = [round, round + 1].map(|i| places[i % 2].at);
+            let to = new_place();
             let advice = Advice::PreferredLocation(preferred(round));
             svm.advise(from, len, advice).unwrap();
             let word: SvmPtr<u64> = SvmPtr::from(from.wrapping_add(BLOCK / 2).cast::<u64>());
             add_one(&svm, 0, (word, 1));
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            // SAFETY: our own mapping, to a place of our own, which nothing is in.
+            // SAFETY: our own mapping, to a place of our own.
             let moved = unsafe { libc::mremap(from.cast(), BLOCK, BLOCK, flags, to) };
             assert_eq!(moved, to.cast(), "{}", std::io::Error::last_os_error());
+            from = to;
         }
-        let word = places[0].at.wrapping_add(BLOCK / 2).cast::<u64>();
+        let word = from.wrapping_add(BLOCK / 2).cast::<u64>();
         // SAFETY: our own memory, and no device uses it.
         assert_eq!(unsafe { word.read() }, 100);
     });
