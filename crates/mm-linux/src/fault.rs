@@ -18,7 +18,6 @@ use core::time::Duration;
 use gpusvm_mm::{AddressSpace, Block, CpuFault, FaultOutcome, Place, Reason, Time, Wanted};
 use gpusvm_sync::Arc;
 use gpusvm_types::{ByteSize, PageIndex, Span, VirtAddr};
-use rustix::io::Errno;
 
 /// What becomes of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +55,7 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
             return true;
         }
         let is_engine = gpusvm_guarded::is_engine_thread(tid);
-        return is_engine && serve_unknown(process, arrival.at) == Some(Urgency::Done);
+        return is_engine && serve_unknown(process, arrival) == Some(Urgency::Done);
     };
     let block = part.region.block(arrival.at);
     if arrival.protected {
@@ -91,9 +90,10 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
 }
 
 /// Serves a fault. May wait, for a copy and for devices.
-pub(crate) fn serve(process: &Process, at: VirtAddr) -> Urgency {
+pub(crate) fn serve(process: &Process, arrival: &Arrival) -> Urgency {
     gpusvm_sync::walk!("serve");
-    let mut block = match look_again(|| block_of(process, at)) {
+    let at = arrival.at;
+    let mut block = match look_again(|| block_of(process, arrival)) {
         Some(Ok(block)) => block,
         Some(Err(urgency)) => return urgency,
         // Others lock and unlock it all the time: who is woken faults again.
@@ -208,7 +208,8 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
 }
 
 /// Nothing is mirrored there: it was moved a moment ago, or unmapped.
-pub(crate) fn serve_unknown(process: &Process, at: VirtAddr) -> Option<Urgency> {
+pub(crate) fn serve_unknown(process: &Process, arrival: &Arrival) -> Option<Urgency> {
+    let at = arrival.at;
     // What moves here is not filled with zeroes: from here on, no move is heard of, and none ends.
     let _held = process.source.hold();
     if process.events.is_remapping() {
@@ -218,11 +219,13 @@ pub(crate) fn serve_unknown(process: &Process, at: VirtAddr) -> Option<Urgency> 
         return None;
     }
     let page = Span::page_of(at);
-    // Registered, but nobody's: armed once and moved away since. The kernel knows of no page. Or it has become
-    // another engine's, which only a registration is told: who waits there waits for that.
-    match process.mover.arm(page) {
-        Err(Errno::BUSY) => process.mover.wake(page),
-        _ => drop(process.mover.zero_fill(page)),
+    if arrival.told == process.events_told() {
+        // Registered, but nobody's: armed once and moved away since. The kernel knows of no page.
+        process.mover.zero_fill(page);
+    } else {
+        // Whoever touched it may have been woken before, and what was there may have gone: userfaultfd would
+        // fill whatever is there by now, also what another engine has registered. Who waits faults again.
+        process.mover.wake(page);
     }
     Some(Urgency::Done)
 }
@@ -242,7 +245,11 @@ fn look_again<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
 
 /// The block of a fault, locked; or what to do about the fault without it. `None` when that changed
 /// between two looks.
-fn block_of(process: &Process, at: VirtAddr) -> Option<Result<BlockGuard<'_>, Urgency>> {
+fn block_of<'p>(
+    process: &'p Process,
+    arrival: &Arrival,
+) -> Option<Result<BlockGuard<'p>, Urgency>> {
+    let at = arrival.at;
     match BlockGuard::try_lock(process, at) {
         Ok(Some(block)) => Some(Ok(block)),
         Ok(None) => {
@@ -250,7 +257,7 @@ fn block_of(process: &Process, at: VirtAddr) -> Option<Result<BlockGuard<'_>, Ur
             let is_noted = part.is_some_and(|part| part.region.block(at).note_fault());
             is_noted.then_some(Err(Urgency::Done))
         }
-        Err(_) => serve_unknown(process, at).map(Err),
+        Err(_) => serve_unknown(process, arrival).map(Err),
     }
 }
 

@@ -49,6 +49,7 @@ const NOTHING: Arrival = Arrival {
     at: VirtAddr::new(0),
     protected: false,
     tid: None,
+    told: 0,
 };
 
 impl Crew {
@@ -140,14 +141,16 @@ fn run(process: &Process) {
             .map(|due| due.since(process.now()));
         let mut sink = Sink {
             process,
+            told: process.events_told(),
             parked: false,
         };
+        let told = sink.told;
         let arrival = process.source.next(timeout, &mut sink);
         if sink.parked {
             process.source.rouse();
         }
         if let Some(arrival) = arrival {
-            take(process, arrival);
+            take(process, Arrival { told, ..arrival });
         }
         serve_waiting(process);
     }
@@ -156,6 +159,7 @@ fn run(process: &Process) {
 /// Where what is read goes, but for the first fault.
 struct Sink<'a> {
     process: &'a Process,
+    told: u64,
     parked: bool,
 }
 
@@ -165,6 +169,8 @@ impl FaultSink for Sink<'_> {
     }
 
     fn more(&mut self, arrival: Arrival) {
+        let told = self.told;
+        let arrival = Arrival { told, ..arrival };
         if self.process.crew.park(arrival) {
             self.parked = true;
         } else {
@@ -182,7 +188,7 @@ fn take(process: &Process, arrival: Arrival) {
     match process.crew.begin() {
         Some(_serving) => {
             look_after_the_rest(process);
-            serve(process, arrival.at, began);
+            serve(process, &arrival, began);
         }
         None => {
             if !process.crew.park(arrival) {
@@ -218,7 +224,8 @@ fn serve_waiting(process: &Process) {
         if let Some(serving) = serving {
             if let Some(at) = process.delays.pop_due(began) {
                 look_after_the_rest(process);
-                let sleeps_on = process.regions.find(at).is_some() && !serve(process, at, began);
+                let late = Arrival { at, ..NOTHING };
+                let sleeps_on = process.regions.find(at).is_some() && !serve(process, &late, began);
                 if !sleeps_on {
                     // Others of its block sleep behind it, whatever became of this one.
                     process.mover.wake(Span::block_of(at));
@@ -246,7 +253,7 @@ fn serve_waiting(process: &Process) {
                 continue;
             };
             look_after_the_rest(process);
-            serve(process, arrival.at, began);
+            serve(process, &arrival, began);
             continue;
         }
         // Those that are busy look at what is due when they are done.
@@ -270,10 +277,11 @@ fn answer_parked(process: &Process) {
 }
 
 /// Whether that was all; else it sleeps.
-fn serve(process: &Process, at: VirtAddr, began: Time) -> bool {
+fn serve(process: &Process, arrival: &Arrival, began: Time) -> bool {
+    let at = arrival.at;
     let mut sleeps = false;
     let served = guard(process, at, || {
-        match fault::serve(process, at) {
+        match fault::serve(process, arrival) {
             Urgency::Done => {}
             Urgency::Later(due) => {
                 Counters::count(&process.counters.delayed_faults);

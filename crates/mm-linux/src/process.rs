@@ -174,6 +174,11 @@ impl Process {
         self.is_stopping() || fork::is_child()
     }
 
+    /// How many events were read.
+    pub(crate) fn events_told(&self) -> u64 {
+        self.counters.events.load(Ordering::Acquire)
+    }
+
     pub(crate) fn handler_started(&self, id: i32) {
         let free = self.handlers.iter().find(|slot| {
             slot.compare_exchange(0, id, Ordering::AcqRel, Ordering::Relaxed)

@@ -4,6 +4,7 @@ use super::{Process, piece_of};
 use crate::block::{BlockGuard, NotHere};
 use crate::fault;
 use crate::fork::Pass;
+use crate::source::Arrival;
 use crate::sys::procmem::ProcMem;
 use core::time::Duration;
 use gpusvm_mm::device_page;
@@ -72,7 +73,13 @@ impl AddressSpace for Process {
         // be told as long as mappings change.
         (0..LOOKS).any(|look| {
             if look > 0 {
-                fault::serve_unknown(self, at);
+                let arrival = Arrival {
+                    at,
+                    protected: false,
+                    tid: None,
+                    told: self.events_told(),
+                };
+                fault::serve_unknown(self, &arrival);
             }
             if look > 1 {
                 std::thread::sleep(BETWEEN_LOOKS);

@@ -20,6 +20,8 @@ pub(crate) struct Arrival {
     pub(crate) protected: bool,
     /// Which thread, if known.
     pub(crate) tid: Option<i32>,
+    /// How many events had been read, at least, when it was read.
+    pub(crate) told: u64,
 }
 
 /// Where faults arrive.

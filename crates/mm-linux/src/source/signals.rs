@@ -150,6 +150,7 @@ fn take_posted() -> Option<Arrival> {
         at,
         protected: false,
         tid: None,
+        told: 0,
     })
 }
 

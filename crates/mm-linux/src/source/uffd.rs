@@ -87,6 +87,7 @@ impl UffdSource {
                             at,
                             protected: wp,
                             tid,
+                            told: 0,
                         };
                         match first {
                             None => first = Some(arrival),
