@@ -205,6 +205,14 @@ impl Events {
         self.queue.lock().is_remapping()
     }
 
+    /// Whether a remap was read that took something from `span`, and whose new place is not known to the
+    /// region table yet.
+    pub(crate) fn is_departing(&self, span: Span) -> bool {
+        let queue = self.queue.lock();
+        let departs = |job| matches!(job, Job::Remapped { from, .. } if from.overlaps(span));
+        queue.pending().any(departs)
+    }
+
     /// Whether a remap was read whose new place this is, and is not known to the region table yet.
     pub(crate) fn is_arriving(&self, at: VirtAddr) -> bool {
         self.queue.lock().arrives_in(Span::page_of(at))

@@ -42,9 +42,11 @@ const NAP: Duration = Duration::from_micros(50);
 
 impl BlockGuard<'_> {
     /// Hears no more of touches of `part`. `false` when its mapping has moved, and it is not known yet
-    /// whether an empty one is left behind; or as `let_go`.
+    /// whether an empty one is left behind, or the new place, which is registered, is not known yet; or as
+    /// `let_go`.
     pub(crate) fn let_go_of_what_is_left(&self, part: Span) -> bool {
-        if self.process.events.is_owed(part) {
+        let events = &self.process.events;
+        if events.is_owed(part) || events.is_departing(part) {
             return false;
         }
         let words = self.region.words_in(part);

@@ -25,6 +25,7 @@ on_userfaultfd_rungs!(
     moved_from_the_device_onto_memory_that_a_unit_works_on,
     new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data,
     memory_that_arrives_stays_registered_when_what_was_there_is_let_go,
+    what_is_let_go_on_its_way_is_not_registered_where_it_arrives,
     what_is_mapped_where_memory_passed_through_is_not_registered,
     what_was_where_grown_memory_goes_is_forgotten_as_a_whole,
     what_is_beside_pages_that_are_unmapped_on_the_way_keeps_its_data,
@@ -211,6 +212,23 @@ fn memory_that_arrives_stays_registered_when_what_was_there_is_let_go(world: &Wo
     });
     check_moved(here.span(), from.span(), 6);
     end_moved(world, here.span());
+}
+
+/// The registration goes with the mapping, and somebody has to know of it: or whoever unmaps it after the
+/// engine has ended waits for ever.
+fn what_is_let_go_on_its_way_is_not_registered_where_it_arrives(world: &World) {
+    let from = own(world, BLOCK_SIZE);
+    from.fill(6);
+    let there = memory::map(BLOCK_SIZE);
+    with_events_undone(world, || {
+        memory::remap(from.span(), there.start(), false);
+        from.disarm(&world.process);
+    });
+    world.process.settle_events();
+    check_moved(there, from.span(), 6);
+    world.process.unadopt(there).unwrap();
+    assert!(!memory::is_registered(there.start()));
+    memory::unmap(there);
 }
 
 /// It would tell of an end that nobody waits for.
