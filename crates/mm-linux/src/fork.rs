@@ -4,7 +4,7 @@
 //!   prepare   close every gate, wait for migrations to devices, bring all pages home
 //!   fork
 //!   parent    open the gates
-//!   child     every engine is gone: calls answer so, memory is plain
+//!   child     every engine is gone: calls answer so, memory is plain, the parent's is not ours to hear of
 //! ```
 //!
 //! A raw `clone` without these handlers gets memory that is not registered in the child: pages that
@@ -184,6 +184,12 @@ unsafe extern "C" fn parent() {
 
 unsafe extern "C" fn child() {
     CHILD.store(true, Ordering::Release);
+    // Or the parent's memory would stay registered after its engine has ended, for as long as we live.
+    for engine in CLOSED_BY_US.take() {
+        engine.mover.end();
+        // Dropped, it would free what other threads of the parent may have had in hand.
+        core::mem::forget(engine);
+    }
 }
 
 #[cfg(test)]

@@ -163,6 +163,7 @@ impl Process {
             // A handler that panicked outside of a fault has been reported by the panic itself.
             let _ = thread.join();
         }
+        self.mover.end();
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

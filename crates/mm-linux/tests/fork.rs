@@ -12,6 +12,7 @@ use common::memory::{self, Pages, pages};
 use common::{OWNER, World, exit_code, forked};
 use gpusvm_mm::{AddressSpace, Block, MmError, Outbound};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount};
+use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ on_every_rung!(
     fork_waits_for_a_migration,
     a_fork_in_a_migration_loop,
     two_threads_fork,
+    nobody_listens_after_the_end_nor_in_a_child,
 );
 
 fn a_child_sees_the_data(world: &World) {
@@ -152,6 +154,39 @@ fn two_threads_fork(world: &World) {
     });
     memory::load(memory.span().start());
     memory.check(1);
+}
+
+/// Or whoever unmaps what stayed registered, of which nobody knew, waits for ever.
+fn nobody_listens_after_the_end_nor_in_a_child(world: &World) {
+    let listening = userfaultfds();
+    assert_eq!(listening.is_empty(), world.is_signals());
+    let memory = world.memory(BLOCK_SIZE, Pages::Base);
+    world.out(memory.span());
+    let child = forked(|| i32::from(listening.iter().any(|fd| is_userfaultfd(fd))));
+    assert_eq!(
+        exit_code(child),
+        0,
+        "the child hears of its parent's memory"
+    );
+    memory.check(1);
+    world.process.stop();
+    assert!(userfaultfds().is_empty());
+    memory.check(1);
+}
+
+/// Where the descriptors that hear of memory are to be found.
+fn userfaultfds() -> Vec<CString> {
+    let numbers = 0..256;
+    let paths = numbers.map(|fd| CString::new(format!("/proc/self/fd/{fd}")).unwrap());
+    paths.filter(|path| is_userfaultfd(path)).collect()
+}
+
+fn is_userfaultfd(path: &CStr) -> bool {
+    const NAME: &[u8] = b"anon_inode:[userfaultfd]";
+    let mut target = [0u8; NAME.len() + 1];
+    // SAFETY: a string, and room for so many bytes.
+    let len = unsafe { libc::readlink(path.as_ptr(), target.as_mut_ptr().cast(), target.len()) };
+    usize::try_from(len).is_ok_and(|len| &target[..len] == NAME)
 }
 
 fn pipe() -> (i32, i32) {

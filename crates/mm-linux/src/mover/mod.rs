@@ -105,6 +105,10 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
 
     /// Who touches the page from now on gets a bus error.
     fn poison(&self, page: Span);
+
+    /// Whatever is armed or watched is so no more, for good. For who hears of nothing any more, so that
+    /// nobody waits for that.
+    fn end(&self);
 }
 
 /// How pages were taken out.

@@ -141,6 +141,8 @@ impl Mover for Remapper {
     fn poison(&self, page: Span) {
         signals::refuse(page);
     }
+
+    fn end(&self) {}
 }
 
 /// Moves `from` to `to`. The kernel moves one mapping at a time, and a block that came and went in

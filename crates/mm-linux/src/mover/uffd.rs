@@ -304,6 +304,12 @@ impl Mover for UffdMover {
         }
         self.wake(page);
     }
+
+    fn end(&self) {
+        let others = [self.watcher.as_deref(), self.staging.as_ref()];
+        self.program.end();
+        others.into_iter().flatten().for_each(Uffd::end);
+    }
 }
 
 /// Whatever of `span` is registered with `uffd`. What was unmapped meanwhile refuses, or is registered with

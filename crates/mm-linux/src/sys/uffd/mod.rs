@@ -36,16 +36,18 @@ pub use open::{Attempt, Flavour, OpenError, Way};
 use super::ioctl::Call;
 use gpusvm_types::{ByteSize, Span, VirtAddr};
 use linux_raw_sys::general as raw;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::ioctl::Opcode;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 #[cfg(test)]
 use std::os::fd::{FromRawFd, RawFd};
 
 /// An open userfaultfd.
 #[derive(Debug)]
 pub(crate) struct Uffd {
-    // INVARIANT: a userfaultfd whose handshake is done, with `features` granted.
+    // INVARIANT: a userfaultfd whose handshake is done, with `features` granted; after `end`, what refuses
+    // every call.
     fd: OwnedFd,
     features: Features,
 }
@@ -286,6 +288,18 @@ impl Uffd {
             fd,
             features: self.features,
         }
+    }
+
+    /// Ends it, whoever else has a reference: nothing is registered with it any more, who waited goes on, and
+    /// every call is refused. After a fork that is so once parent and child have ended theirs.
+    pub(crate) fn end(&self) {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        // The number stays ours: whatever else got it would get our calls.
+        let Ok(other) = eventfd(0, flags) else {
+            return;
+        };
+        // SAFETY: both are open, and ours.
+        unsafe { libc::dup3(other.as_raw_fd(), self.fd.as_raw_fd(), libc::O_CLOEXEC) };
     }
 
     fn call<T>(&self, opcode: Opcode, arg: &mut T) -> Result<(), Errno> {
