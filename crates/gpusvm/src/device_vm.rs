@@ -132,6 +132,8 @@ impl DeviceVm {
             return Err(Error::Unbound { device });
         }
         let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
+        // Memory that moved is shared where it is now.
+        self.process.settle_events();
         Ok(Prefetch::new(self.vm.prefetch(&[span], to)))
     }
 

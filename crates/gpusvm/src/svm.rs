@@ -202,7 +202,7 @@ impl Svm {
         protected.map_err(|error| Error::Protect { span, error })
     }
 
-    /// Returns when devices know of everything that this thread did to mappings before: `munmap`,
+    /// Returns when devices know of everything that was done to mappings before: `munmap`,
     /// `mremap`, `madvise(MADV_DONTNEED)` of shared memory. A launch that begins afterwards knows
     /// anyway; this is for kernels that run meanwhile, which may see the old contents until then, and
     /// whose writes may go where the old contents went.

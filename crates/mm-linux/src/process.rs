@@ -111,12 +111,15 @@ impl Process {
         }
     }
 
-    /// Returns when everything that this thread did to mirrored mappings before is known, and done:
-    /// device pages of what it unmapped or dropped are given back, and no device maps them. For who
-    /// starts work on a device.
+    /// Returns when everything that was done to mirrored mappings before is known, and done: device pages
+    /// of what was unmapped or dropped are given back, and no device maps them. For who starts work on a
+    /// device.
+    ///
+    /// Also what other threads did, whose addresses can be this one's by now. If mappings change all the
+    /// time, that is waited for up to a second; what this thread did, always.
     pub fn settle_events(&self) {
         if !self.is_gone() {
-            self.source.fence();
+            self.source.settle();
             self.events.sync();
         }
     }

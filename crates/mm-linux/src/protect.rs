@@ -63,7 +63,8 @@ impl BlockGuard<'_> {
 
     /// What was never touched becomes the zero page, so that a first write of it is caught.
     fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
-        // Not with events held: who drops a page meanwhile waits for its event to be read.
+        // What moved here is marked, or no page is filled: from here on, no move is heard of, and none ends.
+        let _held = self.process.source.hold();
         let words = self.region.words_in(run);
         let mut pieces = runs(run, |i| !words[i].get().unmapped);
         pieces.try_for_each(|piece| self.process.mover.fill_gaps(piece))

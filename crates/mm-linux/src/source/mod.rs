@@ -6,6 +6,7 @@
 pub(crate) mod uffd; // rungs 1, 2 and 3: messages of userfaultfd
 pub(crate) mod signals; // rung 4: SIGSEGV
 
+use crate::patience::Patience;
 use crate::sys::uffd::Event;
 use core::time::Duration;
 use gpusvm_sync::RwLockReadGuard;
@@ -38,6 +39,14 @@ pub(crate) trait FaultSource: Send + Sync + core::fmt::Debug {
     /// Returns when every event that was read is applied.
     fn fence(&self) {
         drop(self.hold());
+    }
+
+    /// As `fence`, and of what other threads did before and have yet to tell, unless mappings change all the
+    /// time.
+    fn settle(&self) {
+        let mut patience = Patience::new();
+        while !self.if_all_is_told(&mut || ()) && patience.wait() {}
+        self.fence();
     }
 
     /// Whether every event of what happened to mappings before was read, and is applied; if so, calls

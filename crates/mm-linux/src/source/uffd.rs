@@ -172,3 +172,64 @@ impl FaultSource for UffdSource {
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::map::Request;
+    use crate::sys::testing::{self, pages, started};
+    use crate::sys::uffd::{Features, RegisterModes};
+    use gpusvm_types::Span;
+    use rustix::mm::MprotectFlags;
+
+    #[derive(Default)]
+    struct Told(Vec<Span>);
+
+    impl FaultSink for Told {
+        fn event(&mut self, event: Event) {
+            if let Event::Unmap { start, end } = event {
+                self.0.extend(Span::new(start, end));
+            }
+        }
+
+        fn more(&mut self, arrival: Arrival) {
+            panic!("nobody touches anything: {arrival:?}");
+        }
+    }
+
+    /// Story: an address was another thread's a moment ago, which had unmapped it, and had yet to tell. Who
+    /// mapped something there that no device can move began work, and the device wrote to what was there
+    /// before.
+    #[test]
+    fn who_begins_work_waits_for_what_others_have_yet_to_tell() {
+        let Some(uffd) = testing::uffd(Features::EVENT_UNMAP) else {
+            return;
+        };
+        let source = Arc::new(UffdSource::new(Arc::new(uffd), None).unwrap());
+        let memory = Request::new(pages(1)).dont_fork().map().unwrap();
+        let span = memory.span();
+        let modes = RegisterModes {
+            missing: true,
+            wp: false,
+        };
+        // SAFETY: nobody touches it any more.
+        unsafe { source.uffd.register(span, modes) }.unwrap();
+        let unmapped = started(move || drop(memory));
+        // SAFETY: nobody uses it.
+        while unsafe { crate::sys::map::protect(span, MprotectFlags::READ) }.is_ok() {
+            std::thread::yield_now();
+        }
+
+        let settling = Arc::clone(&source);
+        let settled = started(move || settling.settle());
+        let early = settled.recv_timeout(Duration::from_millis(50));
+        let mut told = Told::default();
+        while told.0.is_empty() {
+            source.next(Some(Duration::ZERO), &mut told);
+        }
+        assert!(early.is_err(), "it did not wait");
+        assert_eq!(told.0, [span]);
+        settled.recv().unwrap();
+        unmapped.recv().unwrap();
+    }
+}
