@@ -6,16 +6,18 @@
 //!                                        `----- drop -------'---> put back, words say System
 //! ```
 
+mod pages; // some of the pages of a span
+
+pub(crate) use pages::runs;
+
 use crate::block::BlockGuard;
 use crate::mover::{Filled, Taken};
 use crate::patience::Patience;
 use crate::staging::{Content, Slot};
-use core::iter;
-use gpusvm_mm::{
-    Block, DevicePage, Freed, KeptReason, MmError, Outbound, PageWord, Place, Reason, Source,
-};
+use gpusvm_mm::{Block, DevicePage, Freed, KeptReason, MmError, Outbound, Place, Reason, Source};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{OwnerId, PAGES_PER_BLOCK, PageCount, PageIndex, Span, VirtAddr};
+use pages::{PageSet, indices};
 use rustix::io::Errno;
 
 /// Pages that were taken out of the process.
@@ -79,13 +81,7 @@ impl<'b> LinuxOutbound<'b> {
             let slot = process.staging.take_empty(huge);
             this.slot = Some(slot.ok_or(MmError::NoStaging { span })?);
         }
-        for run in marked_runs(block.region.words_in(span), span) {
-            this.take_out(run).map_err(|errno| MmError::System {
-                call: "taking pages out",
-                span: run,
-                errno: errno.raw_os_error(),
-            })?;
-        }
+        this.take_marked()?;
         if !this.in_place.is_empty() {
             block.state().copies_in_place(true);
         }
@@ -136,6 +132,46 @@ impl<'b> LinuxOutbound<'b> {
         }
     }
 
+    /// Takes out what is marked, but for what was unmapped since: what is there now, if anything, is another
+    /// mapping's.
+    fn take_marked(&mut self) -> Result<(), MmError> {
+        let mut rest = Some(self.span);
+        while let Some(left) = rest
+            && let Some(run) = self.next_to_take(left)
+        {
+            self.take_out(run).map_err(|errno| MmError::System {
+                call: "taking pages out",
+                span: run,
+                errno: errno.raw_os_error(),
+            })?;
+            rest = Span::new(run.end(), left.end()).ok();
+        }
+        let words = self.block.region.words_in(self.span);
+        for (word, source) in words.iter().zip(&mut self.sources) {
+            let state = word.get();
+            if state.place == Place::Collected && !source.is_collected() {
+                if state.unmapped {
+                    *source = Source::Kept(KeptReason::Unmapped);
+                }
+                word.settle_system();
+            }
+        }
+        Ok(())
+    }
+
+    /// The next pages of `rest` that are marked and not unmapped. None if mappings change all the time: then
+    /// it is not known what is there.
+    fn next_to_take(&self, rest: Span) -> Option<Span> {
+        let words = self.block.region.words_in(rest);
+        let is_marked = |i: usize| {
+            let word = words[i].get();
+            word.place == Place::Collected && !word.unmapped
+        };
+        // Devices were flushed since the words were marked, which can take long.
+        let is_told = self.block.process.all_is_told();
+        is_told.then(|| runs(rest, is_marked).next()).flatten()
+    }
+
     fn take_out(&mut self, run: Span) -> Result<(), Errno> {
         let at = self.slot_place(run.start());
         let sources = &mut self.sources[indices(self.span, run)];
@@ -174,8 +210,9 @@ impl<'b> LinuxOutbound<'b> {
             return;
         }
         let (process, words) = (self.block.process, self.block.region.words_in(self.span));
-        // What was unmapped before is marked.
+        // What was unmapped before is marked; what others did as well, unless mappings change all the time.
         process.source.fence();
+        let _ = process.all_is_told();
         let goes = |i: usize| {
             let word = words[i].get();
             matches!(word.place, Place::Device(_)) && !word.unmapped
@@ -377,66 +414,4 @@ enum Marked {
     Devices,
     /// Pages of RAM, and maybe of other devices.
     Ram,
-}
-
-/// Some of the pages of a span, by their place in it.
-#[derive(Clone, Copy, Debug, Default)]
-struct PageSet([u64; PAGES_PER_BLOCK / 64]);
-
-impl PageSet {
-    fn insert(&mut self, pages: core::ops::Range<usize>) {
-        pages.for_each(|i| self.0[i / 64] |= 1 << (i % 64));
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.iter().all(|bits| *bits == 0)
-    }
-
-    fn contains(&self, i: usize) -> bool {
-        self.0[i / 64] >> (i % 64) & 1 == 1
-    }
-}
-
-/// Where the pages of `run` are among those of `span`.
-fn indices(span: Span, run: Span) -> core::ops::Range<usize> {
-    let first = span.index_of(run.first_page());
-    first..first + run.page_count().as_usize()
-}
-
-/// The pieces of `span` whose pages are marked to be taken.
-fn marked_runs(words: &[PageWord], span: Span) -> impl Iterator<Item = Span> {
-    runs(span, |i| words[i].get().place == Place::Collected)
-}
-
-/// The longest pieces of `span` in which `is_in` holds for every page, by its place in the span.
-pub(crate) fn runs(span: Span, is_in: impl Fn(usize) -> bool) -> impl Iterator<Item = Span> {
-    let (first, len) = (span.first_page(), span.page_count().as_usize());
-    let mut next = 0;
-    iter::from_fn(move || {
-        let start = (next..len).find(|i| is_in(*i))?;
-        let end = (start..len).find(|i| !is_in(*i)).unwrap_or(len);
-        next = end;
-        let count = PageCount::from_usize(end - start);
-        Some(Span::of_pages(first + PageCount::from_usize(start), count))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_table() {
-        let span = Span::of_pages(VirtAddr::new(0x10_0000).page(), PageCount::new(6));
-        for (mask, want) in [
-            ([0, 0, 0, 0, 0, 0], vec![]),
-            ([1, 1, 1, 1, 1, 1], vec![(0, 6)]),
-            ([1, 0, 1, 1, 0, 1], vec![(0, 1), (2, 2), (5, 1)]),
-            ([0, 1, 1, 0, 0, 0], vec![(1, 2)]),
-        ] {
-            let found = runs(span, |i| mask[i] == 1);
-            let found = found.map(|run| (span.index_of(run.first_page()), run.page_count().get()));
-            assert_eq!(found.collect::<Vec<_>>(), want, "{mask:?}");
-        }
-    }
 }

@@ -5,6 +5,7 @@ use crate::delay::Delays;
 use crate::events::Events;
 use crate::fork::{self, Gate};
 use crate::handler::Crew;
+use crate::let_go::try_often;
 use crate::mover::Mover;
 use crate::patience::Patience;
 use crate::region::Region;
@@ -167,6 +168,12 @@ impl Process {
             let _ = thread.join();
         }
         self.mover.end();
+    }
+
+    /// Whether everything that was done to mappings before was read, and is marked; `false` when they change
+    /// all the time. An event that comes afterwards is of a moment ago at most.
+    pub(crate) fn all_is_told(&self) -> bool {
+        try_often(|| self.source.if_all_is_told(&mut || ()))
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

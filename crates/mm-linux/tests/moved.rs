@@ -11,9 +11,11 @@ mod common;
 
 use common::memory::{self, Memory, Pages, check_moved, check_zero};
 use common::{OWNER, World, exit_code, forked};
-use gpusvm_mm::{AddressSpace, Block, Mirror, Outbound};
-use gpusvm_types::{BLOCK_SIZE, ByteSize, PageIndex, Span};
+use gpusvm_mm::{AddressSpace, Block, IntervalNotifier, Invalidation, Mirror, Outbound};
+use gpusvm_mm::{Reason, Subscriber};
+use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount, PageIndex, Span};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 on_userfaultfd_rungs!(
@@ -22,6 +24,7 @@ on_userfaultfd_rungs!(
     dropped_after_it_moved_from_the_device,
     forked_right_after_it_moved,
     moved_from_the_device_onto_memory_that_is_collected,
+    what_arrives_while_devices_are_flushed_is_not_taken,
     moved_from_the_device_onto_memory_that_a_unit_works_on,
     new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data,
     memory_that_arrives_stays_registered_when_what_was_there_is_let_go,
@@ -132,7 +135,46 @@ fn moved_from_the_device_onto_memory_that_is_collected(world: &World) {
     end_moved(world, below.span());
 }
 
-/// The same for a unit of a device, which must not wait: it is refused, and finds the data later.
+/// Something to do while devices are flushed for the first time.
+struct Meanwhile(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl core::fmt::Debug for Meanwhile {
+    fn fmt(&self, out: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        out.write_str("Meanwhile")
+    }
+}
+
+impl Subscriber for Meanwhile {
+    fn invalidate(&self, _: &IntervalNotifier, event: &Invalidation) {
+        if matches!(event.reason, Reason::Migrate(_))
+            && let Some(act) = self.0.lock().unwrap().take()
+        {
+            act();
+        }
+    }
+}
+
+/// Pages were marked to be taken out, and others are there when they are taken.
+fn what_arrives_while_devices_are_flushed_is_not_taken(world: &World) {
+    let (below, above) = (own(world, BLOCK_SIZE), own(world, BLOCK_SIZE));
+    below.fill(1);
+    above.fill(6);
+    let (from, to) = (above.span(), below.span());
+    let act = Box::new(move || memory::remap(from, to.start(), false));
+    let meanwhile = Arc::new(Meanwhile(Mutex::new(Some(act))));
+    let notifiers = world.process.notifiers();
+    let notifier = notifiers.subscribe(to, meanwhile);
+    assert_eq!(world.out(to), PageCount::ZERO);
+    check_moved(to, from, 6);
+    world.process.settle_events();
+    notifiers.unsubscribe(&notifier);
+    assert_eq!(world.out(to), to.page_count());
+    check_moved(to, from, 6);
+    end_moved(world, to);
+}
+
+/// What is missing at the new place is not given to a unit of a device, which must not wait, as zeroes: it
+/// is refused, and finds the data later.
 ///
 /// Story: it was given a page of zeroes, which was then taken for newer than the data.
 fn moved_from_the_device_onto_memory_that_a_unit_works_on(world: &World) {
