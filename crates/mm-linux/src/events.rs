@@ -46,6 +46,7 @@ use crate::outbound::runs;
 use crate::process::Process;
 use crate::stats::Counters;
 use crate::sys::uffd::Event;
+use gpusvm_sync::atomic::Ordering;
 use gpusvm_sync::{Condvar, Mutex, MutexGuard};
 use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
 use queue::{Job, Queue};
@@ -59,7 +60,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             queue: Mutex::new(Queue::new()),
             changed: Condvar::new(),
@@ -130,7 +131,14 @@ impl Events {
     /// Marks what the program unmapped. Who sees the mark finds the reason; who takes the job finds the
     /// mark.
     fn unmapped(&self, process: &Process, span: Span) {
-        let queue = self.unmap(self.queue.lock(), span);
+        let mut queue = self.queue.lock();
+        let is_of_another = queue.ends.is_owed(span);
+        queue = self.unmap(queue, span);
+        if !is_of_another && is_told_twice(process, span) {
+            // The second comes later, and what arrives meanwhile is not what it is of.
+            let number = queue.ends.last() + 1;
+            queue.ends.owe(span, number);
+        }
         mark(process, span);
         drop(queue);
         self.changed.notify_all();
@@ -160,6 +168,9 @@ impl Events {
                     queue.ends.owe(piece, number);
                 }
             });
+            if is_told_twice(process, there) {
+                queue.ends.owe(there, number);
+            }
         }
         queue = self.remap(queue, from, to);
         mark(process, from);
@@ -249,6 +260,21 @@ impl Events {
         }
         place
     }
+}
+
+/// Whether the end of what is in `span` is told of twice, all of it each time: by the descriptor that hears
+/// of touches of a part of it, and by that which hears of the end of another.
+fn is_told_twice(process: &Process, span: Span) -> bool {
+    let (mut of_touches, mut of_its_end) = (false, false);
+    process.regions.for_each_in(span, |region, inside| {
+        for piece in inside.blocks().filter(|piece| region.will_end(*piece)) {
+            let state = region.block(piece.start());
+            let is_registered = state.registered.load(Ordering::Relaxed);
+            of_touches |= is_registered;
+            of_its_end |= !is_registered;
+        }
+    });
+    of_touches && of_its_end
 }
 
 /// Marks the words of what of `span` is mirrored as unmapped.

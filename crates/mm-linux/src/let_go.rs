@@ -46,13 +46,15 @@ impl BlockGuard<'_> {
     /// `let_go`.
     pub(crate) fn let_go_of_what_is_left(&self, part: Span) -> bool {
         let events = &self.process.events;
-        if events.is_owed(part) || events.is_departing(part) {
+        let may_have_moved = || events.is_owed(part) || events.is_departing(part);
+        if may_have_moved() {
             return false;
         }
         let words = self.region.words_in(part);
         // What was unmapped has no registration any more.
         let mut left = runs(part, |i| !words[i].get().unmapped);
-        left.all(|run| self.let_go(run, Listening::ToTouches))
+        // What moved before a registration was ended was read by then.
+        left.all(|run| self.let_go(run, Listening::ToTouches)) && !may_have_moved()
     }
 
     /// Hears no more of `piece`, of which nothing is on a device. `false` when mappings changed all the

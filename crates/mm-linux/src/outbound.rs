@@ -14,7 +14,9 @@ use crate::block::BlockGuard;
 use crate::mover::{Filled, Taken};
 use crate::patience::Patience;
 use crate::staging::{Content, Slot};
-use gpusvm_mm::{Block, DevicePage, Freed, KeptReason, MmError, Outbound, Place, Reason, Source};
+use gpusvm_mm::{
+    AddressSpace, Block, DevicePage, Freed, KeptReason, MmError, Outbound, Place, Reason, Source,
+};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{OwnerId, PAGES_PER_BLOCK, PageCount, PageIndex, Span, VirtAddr};
 use pages::{PageSet, indices};
@@ -243,9 +245,24 @@ impl<'b> LinuxOutbound<'b> {
         if state.expects_removes() {
             // The events were read, but not yet told apart from those of the next removal.
             process.source.fence();
-            state.has_removed();
+            if let Some(again) = state.has_removed() {
+                self.settle_told_again(run, again);
+            }
         }
         is_done
+    }
+
+    /// A removal like the end of ours, which the kernel repeats where a mapping was cut meanwhile. Where none
+    /// was, the program has dropped those pages as well, and what devices have of them.
+    fn settle_told_again(&self, run: Span, again: Span) {
+        let there = self.block.process.find_vma(run.start());
+        let is_whole = there.is_ok_and(|vma| vma.is_some_and(|vma| vma.span.covers(run)));
+        if let (true, Some(again)) = (is_whole, again.intersection(self.span)) {
+            for word in self.block.region.words_in(again) {
+                word.drop_contents();
+            }
+            self.block.release_dropped(again);
+        }
     }
 
     fn slot_place(&self, at: VirtAddr) -> VirtAddr {

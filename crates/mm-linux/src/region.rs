@@ -56,6 +56,8 @@ pub(crate) struct BlockState {
     own_removes: [AtomicU64; PAGES_PER_BLOCK / 64],
     /// What it drops now, as it was told first: from, and to. It is told of what is behind a cut again.
     own_remove: [AtomicU64; 2],
+    /// The lowest address of what was taken for told again, inverted; or `NOTHING`.
+    told_again: AtomicU64,
 }
 
 /// No address.
@@ -243,7 +245,7 @@ impl BlockState {
     /// counts.
     ///
     /// `told` is all that the event tells of. A mapping that is cut while it is told of is told of again from
-    /// the cut on, to the same end.
+    /// the cut on, to the same end; so is what the program drops to the same end, which `has_removed` says.
     pub(crate) fn take_own_remove(&self, page: PageIndex, told: Span) -> bool {
         let (word, bit) = Self::place_of(page);
         let word = &self.own_removes[word];
@@ -255,8 +257,13 @@ impl BlockState {
             to.store(told.end().get(), Ordering::Release);
             return true;
         }
-        to.load(Ordering::Acquire) == told.end().get()
-            && from.load(Ordering::Relaxed) < told.start().get()
+        let is_told_again = to.load(Ordering::Acquire) == told.end().get()
+            && from.load(Ordering::Relaxed) < told.start().get();
+        if is_told_again {
+            self.told_again
+                .fetch_max(!told.start().get(), Ordering::AcqRel);
+        }
+        is_told_again
     }
 
     /// Whether events of removals are still expected, or can be told again.
@@ -265,12 +272,14 @@ impl BlockState {
         self.own_removes.iter().any(is_set) || is_set(&self.own_remove[1])
     }
 
-    /// All of them were told: what is told from now on is the program's.
-    pub(crate) fn has_removed(&self) {
-        self.own_remove[1].store(NOTHING, Ordering::Release);
+    /// All of them were told: what is told from now on is the program's. Says what was taken for told again.
+    pub(crate) fn has_removed(&self) -> Option<Span> {
+        let end = self.own_remove[1].swap(NOTHING, Ordering::AcqRel);
         for pages in &self.own_removes {
             pages.store(0, Ordering::Release);
         }
+        let start = !self.told_again.swap(NOTHING, Ordering::AcqRel);
+        Span::new(VirtAddr::new(start), VirtAddr::new(end)).ok()
     }
 
     fn place_of(page: PageIndex) -> (usize, u64) {
@@ -360,7 +369,8 @@ mod tests {
         let behind_a_cut = pages(8, 1);
         assert!(block.take_own_remove(page(8), behind_a_cut), "told again");
         assert!(block.expects_removes());
-        block.has_removed();
+        assert_eq!(block.has_removed(), Some(behind_a_cut));
+        assert_eq!(block.has_removed(), None);
         assert!(!block.expects_removes());
         assert!(!block.take_own_remove(page(8), behind_a_cut));
     }

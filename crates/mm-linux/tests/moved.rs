@@ -12,7 +12,7 @@ mod common;
 use common::memory::{self, Memory, Pages, check_moved, check_zero};
 use common::{OWNER, World, exit_code, forked};
 use gpusvm_mm::{AddressSpace, Block, IntervalNotifier, Invalidation, Mirror, Outbound};
-use gpusvm_mm::{Reason, Subscriber};
+use gpusvm_mm::{MmError, Reason, Subscriber};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount, PageIndex, Span};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -30,6 +30,7 @@ on_userfaultfd_rungs!(
     memory_that_arrives_stays_registered_when_what_was_there_is_let_go,
     what_is_let_go_on_its_way_is_not_registered_where_it_arrives,
     what_is_mapped_where_memory_passed_through_is_not_registered,
+    what_is_mapped_where_memory_went_is_not_armed,
     what_was_where_grown_memory_goes_is_forgotten_as_a_whole,
     what_is_beside_pages_that_are_unmapped_on_the_way_keeps_its_data,
 );
@@ -289,6 +290,22 @@ fn what_is_mapped_where_memory_passed_through_is_not_registered(world: &World) {
     assert!(!memory::is_registered(here.start()));
     memory::unmap(here);
     end_moved(world, there);
+}
+
+/// Nobody would end what began for it.
+fn what_is_mapped_where_memory_went_is_not_armed(world: &World) {
+    let memory = Memory::new(&world.process, BLOCK_SIZE, Pages::Base);
+    let span = memory.span();
+    memory.arm(&world.process);
+    with_events_undone(world, || {
+        memory::unmap(span);
+        memory::map_at(span);
+        let refused = world.process.arm(span);
+        assert_eq!(refused, Err(MmError::NotMirrored { span }));
+        assert!(!memory::is_registered(span.start()));
+    });
+    memory::unmap(span);
+    world.process.settle_events();
 }
 
 /// A mapping that has grown is heard of as a whole, and mirrored as far as it was before: where it goes,

@@ -1,7 +1,8 @@
 //! The ends of mappings that were not read yet.
 //!
 //! A mapping whose messages we get ends in one of two ways, each of which is told, once, for every page:
-//! `Unmap`, or `Remap` and then `Unmap` of the old place. But a message is queued after the kernel let go
+//! `Unmap`, or `Remap` and then `Unmap` of the old place. (Where two descriptors hear of it, one of a part
+//! and one of another, `Unmap` is told by both, of all of it.) But a message is queued after the kernel let go
 //! of the address space, so that another thread can take the place, and tell of it, before:
 //!
 //! ```text

@@ -1,4 +1,8 @@
-//! The jobs of the event thread: a ring, who puts them in, and who waits for them.
+//! The jobs of the event thread: a queue, who puts them in, and who waits for them.
+//!
+//! The reader puts them in, and must not wait for room: whoever has what the event thread waits for may
+//! wait for the reader, and no fault is read meanwhile. Removals and unmappings can do without a job, so
+//! there is room for as many remaps as a program makes while one block is locked, and many more.
 
 use super::Events;
 use super::ends::Ends;
@@ -6,12 +10,13 @@ use core::time::Duration;
 use gpusvm_mm::Time;
 use gpusvm_sync::MutexGuard;
 use gpusvm_types::{Span, VirtAddr};
+use std::collections::VecDeque;
 
-/// How many jobs can wait. When there are more, marks in the words are all that is left of a removal
-/// or an unmapping, and the event thread sweeps for them.
-pub(super) const JOBS: usize = 4096;
-/// How many of them only a remap may take, which a mark cannot replace.
-pub(super) const KEPT_FOR_REMAPS: usize = 2048;
+/// How many jobs can wait that a mark can replace. When there are more, marks in the words are all that is
+/// left of a removal or an unmapping, and the event thread sweeps for them.
+pub(super) const JOBS: usize = 2048;
+/// How many jobs can wait at all. What was never used of the room for them is not in RAM.
+pub(super) const ROOM: usize = 1 << 18;
 /// How soon to ask again whether the kernel has more to say.
 const ASK_AGAIN: Duration = Duration::from_micros(200);
 /// How long, before a remap is done all the same.
@@ -35,12 +40,11 @@ pub(super) enum Job {
     Sweep,
 }
 
-/// A ring of a fixed size: the reader allocates nothing.
+/// Of a fixed size: the reader allocates nothing.
 #[derive(Debug)]
 pub(super) struct Queue {
-    jobs: [Option<Queued>; JOBS],
-    first: usize,
-    len: usize,
+    // INVARIANT: no more than `ROOM`, for which there is capacity.
+    jobs: VecDeque<Queued>,
     /// How many jobs there have been.
     count: u64,
     /// What was not read yet.
@@ -49,7 +53,7 @@ pub(super) struct Queue {
     stopped: bool,
 }
 
-/// A job in the ring.
+/// A job in the queue.
 #[derive(Clone, Copy, Debug)]
 struct Queued {
     job: Job,
@@ -80,17 +84,15 @@ impl Events {
         is_needed: bool,
     ) -> MutexGuard<'a, Queue> {
         gpusvm_sync::walk!("push");
-        if !is_needed && queue.len >= JOBS - KEPT_FOR_REMAPS {
+        if !is_needed && queue.jobs.len() >= JOBS {
             queue.sweeps.become_due();
             return queue;
         }
-        while queue.len == JOBS {
+        while queue.jobs.len() == ROOM {
             queue = self.changed.wait(queue);
         }
-        let at = (queue.first + queue.len) % JOBS;
         let nth = queue.count;
-        queue.jobs[at] = Some(Queued { job, nth });
-        queue.len += 1;
+        queue.jobs.push_back(Queued { job, nth });
         queue.count += 1;
         queue
     }
@@ -116,9 +118,8 @@ impl Events {
         let waiting = queue.pending().position(waits);
         if let Some(first) = waiting {
             // From the end forward, to before the one that waits.
-            for i in (first + 1..queue.len).rev() {
-                let (one, other) = ((queue.first + i) % JOBS, (queue.first + i - 1) % JOBS);
-                queue.jobs.swap(one, other);
+            for i in (first + 1..queue.jobs.len()).rev() {
+                queue.jobs.swap(i, i - 1);
             }
         }
         queue
@@ -177,8 +178,11 @@ impl Events {
         if job == Job::Sweep {
             queue.sweeps.is_on = false;
         } else {
-            queue.first = (queue.first + 1) % JOBS;
-            queue.len -= 1;
+            queue.jobs.pop_front();
+            if queue.jobs.is_empty() {
+                // From the beginning again, which is in RAM.
+                queue.jobs.clear();
+            }
             queue.sweeps.late += 1;
         }
         drop(queue);
@@ -195,8 +199,7 @@ impl Events {
         let mut queue = self.queue.lock();
         let (count, sweep) = (queue.count, queue.sweeps.last_needed());
         let is_before = |queued: &Queued| queued.nth < count;
-        while (queue.ring().any(|queued| is_before(&queued)) || queue.sweeps.is_to_come(sweep))
-            && !queue.stopped
+        while (queue.jobs.iter().any(is_before) || queue.sweeps.is_to_come(sweep)) && !queue.stopped
         {
             queue = self.changed.wait(queue);
         }
@@ -210,11 +213,9 @@ impl Events {
 }
 
 impl Queue {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            jobs: [None; JOBS],
-            first: 0,
-            len: 0,
+            jobs: VecDeque::with_capacity(ROOM),
             count: 0,
             ends: Ends::new(),
             sweeps: Sweeps {
@@ -272,7 +273,7 @@ impl Queue {
     /// those come first; other jobs do for so long.
     fn is_time_to_sweep(&self) -> bool {
         let is_late = || self.sweeps.late >= JOBS && !self.is_remapping();
-        self.sweeps.are_due && (self.len == 0 || is_late())
+        self.sweeps.are_due && (self.jobs.is_empty() || is_late())
     }
 
     /// Whether what is at `page` when the remap that is being done is done ends in the queue.
@@ -287,11 +288,7 @@ impl Queue {
     }
 
     pub(super) fn pending(&self) -> impl Iterator<Item = Job> + '_ {
-        self.ring().map(|queued| queued.job)
-    }
-
-    fn ring(&self) -> impl Iterator<Item = Queued> + '_ {
-        (0..self.len).filter_map(|i| self.jobs[(self.first + i) % JOBS])
+        self.jobs.iter().map(|queued| queued.job)
     }
 }
 

@@ -1,10 +1,16 @@
 //! The queue, and messages in the orders in which threads make them.
 
-use super::queue::{JOBS, KEPT_FOR_REMAPS};
+use super::queue::JOBS;
 use super::*;
+use crate::process::Options;
+use crate::sys::map::{Mapping, Request};
+use crate::sys::testing;
+use crate::sys::uffd::Features;
 use core::cell::Cell;
 use core::time::Duration;
-use gpusvm_mm::Time;
+use gpusvm_mm::{AddressSpace, Time};
+use gpusvm_types::BLOCK_SIZE;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A job that need not wait.
@@ -95,7 +101,7 @@ fn a_full_queue_asks_for_a_sweep_and_still_takes_remaps() {
         taken += 1;
         events.done(job);
     }
-    assert_eq!(taken, JOBS - KEPT_FOR_REMAPS + 1);
+    assert_eq!(taken, JOBS + 1);
     events.done(Job::Sweep);
     events.sync();
 }
@@ -353,4 +359,59 @@ fn a_place_that_was_left_is_not_empty_where_something_arrives() {
     let is_ended = |page| queue.is_ended(pages(page, page + 1));
     assert_eq!([X, X + 3, X + 4].map(is_ended), [true, true, false]);
     assert!(is_ended(Z) && !is_ended(Y));
+}
+
+/// A process with two mirrored mappings: one of two blocks, of which touches of the first are heard of, and
+/// of the other only its end; and one of a block.
+fn two_mappings() -> Option<(Arc<Process>, [Mapping; 2])> {
+    testing::uffd(Features::WP | Features::EVENT_UNMAP | Features::EVENT_REMAP)?;
+    let process = Process::start(Options::default()).unwrap();
+    let mapped = [2, 1].map(|blocks| {
+        let len = ByteSize::new(blocks * BLOCK_SIZE.get());
+        let mapping = Request::new(len).aligned().dont_fork().map().unwrap();
+        let span = mapping.span();
+        assert_eq!(process.adopt(span.start(), span.len()), Ok(span));
+        mapping
+    });
+    let both = mapped[0].span();
+    process.watch(both).unwrap();
+    process.arm(both.blocks().next().unwrap()).unwrap();
+    Some((process, mapped))
+}
+
+/// A thread unmaps memory that two descriptors hear of, and before it tells of it for the second time,
+/// another has moved something there.
+///
+/// Story: what had arrived was taken for unmapped.
+#[test]
+fn what_arrives_between_two_tellings_of_an_unmap_stays() {
+    let Some((process, [gone, from])) = two_mappings() else {
+        return;
+    };
+    let (start, end) = (gone.span().start(), gone.span().end());
+    let unmap = Event::Unmap { start, end };
+    let remap = Event::Remap {
+        from: from.span().start(),
+        to: start,
+        len: from.span().len(),
+    };
+    let unmap_old = Event::Unmap {
+        start: from.span().start(),
+        end: from.span().end(),
+    };
+    // Nothing was done to any of it: this is what is read, before any of it is done.
+    let block = process.lock_block(Span::block_of(start)).unwrap();
+    for event in [unmap, remap, unmap, unmap_old] {
+        process.events.arrive(&process, event);
+    }
+    drop(block);
+    process.events.sync();
+    let there = process.regions.find(start).expect("what has arrived");
+    assert_eq!(
+        there.span,
+        Span::from_len(start, from.span().len()).unwrap()
+    );
+    assert!(!there.region.word(start.page()).get().unmapped);
+    assert!(process.regions.find(from.span().start()).is_none());
+    process.stop();
 }

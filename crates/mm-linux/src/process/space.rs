@@ -115,9 +115,17 @@ impl AddressSpace for Process {
             .find(span.start())
             .filter(|part| part.span.covers(span));
         let token = part.ok_or(MmError::NotMirrored { span })?.region.token();
+        // What was unmapped before is marked.
+        self.source.fence();
         for piece in span.blocks() {
             let block = BlockGuard::lock(self, piece.start()).map_err(Self::not_mirrored(piece));
-            let block = block.and_then(|block| match block.region.token() == token {
+            // What is there of an unmapped page, if anything, is another mapping's: nobody would end what
+            // began for it.
+            let is_ours = |block: &BlockGuard<'_>| {
+                let mut words = block.region.words_in(piece).iter();
+                block.region.token() == token && !words.any(|word| word.get().unmapped)
+            };
+            let block = block.and_then(|block| match is_ours(&block) {
                 true => Ok(block),
                 false => Err(MmError::NotMirrored { span }),
             });
