@@ -71,11 +71,9 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
     // A device in software works on the page in place, and the program dropped it: whoever takes
     // the block may be waiting for that very access to end.
     let cannot_wait = (word.place == Place::System && is_engine && !arrives)
-        // Or whoever holds the block touched it.
-        || block.is_breaker(tid)
-        // Or what was dropped while it is away is touched: it is zero now.
-        || (word.place == Place::Collected && word.dropped && !arrives)
-        || (word.place == Place::Collected && word.unmapped && !arrives);
+        // Or whoever holds the block touched it. Not others, of what was dropped meanwhile: they write it,
+        // and it may be about to be taken.
+        || block.is_breaker(tid);
     // Dropped while it is read in copies: that is heard of in a moment, and no write goes unheard.
     let fill = || match word.protected {
         true => process.mover.zero_fill_protected(page),

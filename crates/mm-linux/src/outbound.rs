@@ -16,6 +16,7 @@ use crate::patience::Patience;
 use crate::staging::{Content, Slot};
 use gpusvm_mm::{
     AddressSpace, Block, DevicePage, Freed, KeptReason, MmError, Outbound, Place, Reason, Source,
+    WordState,
 };
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{OwnerId, PAGES_PER_BLOCK, PageCount, PageIndex, Span, VirtAddr};
@@ -134,8 +135,8 @@ impl<'b> LinuxOutbound<'b> {
         }
     }
 
-    /// Takes out what is marked, but for what was unmapped since: what is there now, if anything, is another
-    /// mapping's.
+    /// Takes out what is marked, but for what was unmapped or dropped since: what is there now, if anything, is
+    /// another mapping's, or was written after that.
     fn take_marked(&mut self) -> Result<(), MmError> {
         let mut rest = Some(self.span);
         while let Some(left) = rest
@@ -152,22 +153,24 @@ impl<'b> LinuxOutbound<'b> {
         for (word, source) in words.iter().zip(&mut self.sources) {
             let state = word.get();
             if state.place == Place::Collected && !source.is_collected() {
-                if state.unmapped {
-                    *source = Source::Kept(KeptReason::Unmapped);
-                }
+                *source = match state {
+                    WordState { unmapped: true, .. } => Source::Kept(KeptReason::Unmapped),
+                    WordState { dropped: true, .. } => Source::Kept(KeptReason::Dropped),
+                    _ => *source,
+                };
                 word.settle_system();
             }
         }
         Ok(())
     }
 
-    /// The next pages of `rest` that are marked and not unmapped. None if mappings change all the time: then
-    /// it is not known what is there.
+    /// The next pages of `rest` that are marked, and were not given up since. None if mappings change all the
+    /// time: then it is not known what is there.
     fn next_to_take(&self, rest: Span) -> Option<Span> {
         let words = self.block.region.words_in(rest);
         let is_marked = |i: usize| {
             let word = words[i].get();
-            word.place == Place::Collected && !word.unmapped
+            word.place == Place::Collected && !word.unmapped && !word.dropped
         };
         // Devices were flushed since the words were marked, which can take long.
         let is_told = self.block.process.all_is_told();

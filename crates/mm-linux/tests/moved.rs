@@ -25,6 +25,7 @@ on_userfaultfd_rungs!(
     forked_right_after_it_moved,
     moved_from_the_device_onto_memory_that_is_collected,
     what_arrives_while_devices_are_flushed_is_not_taken,
+    what_is_written_while_devices_are_flushed_after_it_was_dropped_is_not_lost,
     moved_from_the_device_onto_memory_that_a_unit_works_on,
     new_memory_where_pages_left_while_they_were_unmapped_keeps_its_data,
     memory_that_arrives_stays_registered_when_what_was_there_is_let_go,
@@ -172,6 +173,34 @@ fn what_arrives_while_devices_are_flushed_is_not_taken(world: &World) {
     assert_eq!(world.out(to), to.page_count());
     check_moved(to, from, 6);
     end_moved(world, to);
+}
+
+/// Pages were marked to be taken out, the program drops them, and writes new ones before they are taken.
+///
+/// Story: the new ones were taken, and given up, because that is what becomes of what was dropped.
+fn what_is_written_while_devices_are_flushed_after_it_was_dropped_is_not_lost(world: &World) {
+    let memory = own(world, BLOCK_SIZE);
+    let (span, written) = (memory.span(), Arc::new(AtomicBool::new(false)));
+    let done = Arc::clone(&written);
+    let writer = move || {
+        memory::advise(span, libc::MADV_DONTNEED).unwrap();
+        memory::store(span.start(), 7);
+        done.store(true, Ordering::SeqCst);
+    };
+    let act = Box::new(move || {
+        std::thread::spawn(writer);
+        // It may have to wait for the block.
+        std::thread::sleep(Duration::from_millis(100));
+    });
+    let meanwhile = Arc::new(Meanwhile(Mutex::new(Some(act))));
+    let notifiers = world.process.notifiers();
+    let notifier = notifiers.subscribe(span, meanwhile);
+    world.out(span);
+    common::soon("the store is done", || written.load(Ordering::SeqCst));
+    notifiers.unsubscribe(&notifier);
+    assert_eq!(memory::load(span.start()), 7);
+    memory.disarm(&world.process);
+    memory.end(&world.process);
 }
 
 /// What is missing at the new place is not given to a unit of a device, which must not wait, as zeroes: it
