@@ -292,7 +292,7 @@ impl Process {
             match block.bring_home(piece, Wanted::Asked) {
                 FaultOutcome::Served => {
                     self.forget(&block, piece);
-                    drop(block);
+                    // With the block locked: or somebody arms what is forgotten, and nobody ends that.
                     self.regions.remove(piece);
                     return Ok(());
                 }
