@@ -154,18 +154,50 @@ impl Svm {
 
     /// Shares memory of the program's own: the whole pages in `len` bytes at `pointer`, which must be
     /// private, anonymous and writable, like a large `Vec` or an `mmap`. It stays the program's, to
-    /// use and to unmap.
+    /// use and to unmap. To move more than 2 MiB of it with one `mremap`, see [`Svm::adopt_as_one`].
     ///
     /// # Errors
     ///
     /// `Memory`, with which part of it cannot be shared, and why.
     pub fn adopt<T>(&self, pointer: *const T, len: ByteSize) -> Result<Adopted, Error> {
         let span = self.process.adopt(VirtAddr::from(pointer), len)?;
-        Ok(Adopted {
+        Ok(self.adopted(span))
+    }
+
+    /// As [`Svm::adopt`], memory of any size that the program moves with `mremap` while it is shared.
+    ///
+    /// ```text
+    ///   adopt         | RAM | device | RAM |   three mappings of the kernel: mremap of all is EFAULT
+    ///   adopt_as_one  | RAM | device | RAM |   one: mremap moves all of it, or any part
+    /// ```
+    ///
+    /// What a device uses is watched, and watched memory is a mapping of the kernel's own, of which `mremap`
+    /// moves one at a time. So all of this memory is watched together, from when a device first uses any of
+    /// it, or it is [advised](Svm::advise), until the sharing ends or the memory is unmapped. Where it was
+    /// moved to, it is shared and watched too, until it is unmapped. What this returned does not end that:
+    /// adopt the new place for something that does.
+    ///
+    /// The cost: from then on, where the CPU is the first to touch pages, anywhere in it, a message to another
+    /// thread is needed for each 64 KiB, about ten times what a fault of the kernel costs, and no huge
+    /// pages come there. On the rung of user mode, a system call on pages that nobody has touched yet fails
+    /// with `EFAULT`. So fill it first, or adopt with [`Svm::adopt`] what does not move.
+    ///
+    /// Memory that is several mappings of the kernel already stays several.
+    ///
+    /// # Errors
+    ///
+    /// As [`Svm::adopt`].
+    pub fn adopt_as_one<T>(&self, pointer: *const T, len: ByteSize) -> Result<Adopted, Error> {
+        let span = self.process.adopt_as_one(VirtAddr::from(pointer), len)?;
+        Ok(self.adopted(span))
+    }
+
+    fn adopted(&self, span: Span) -> Adopted {
+        Adopted {
             process: Arc::clone(&self.process),
             span,
             token: self.process.adoption_of(span.start()),
-        })
+        }
     }
 
     /// Brings memory home, for who cannot wait for pages: a system call on the rung of user mode only,

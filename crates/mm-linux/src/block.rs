@@ -2,7 +2,7 @@
 
 use crate::fork::Pass;
 use crate::inbound::LinuxInbound;
-use crate::outbound::LinuxOutbound;
+use crate::outbound::{LinuxOutbound, runs};
 use crate::process::Process;
 use crate::region::{BlockState, Region};
 use core::time::Duration;
@@ -135,11 +135,14 @@ impl<'a> BlockGuard<'a> {
     ///
     /// # Errors
     ///
-    /// What the kernel refused; then nothing is caught that was not before.
+    /// What the kernel refused; then nothing of `piece` is caught that was not before.
     pub(crate) fn register(&self, piece: Span) -> Result<(), rustix::io::Errno> {
         let registered = &self.state().registered;
         if registered.load(Ordering::Relaxed) {
             return self.process.mover.arm(piece);
+        }
+        if self.region.as_one.is_on() {
+            return self.register_as_one(piece);
         }
         if let Err(errno) = self.process.mover.arm(piece) {
             self.process.mover.disarm(piece);
@@ -150,15 +153,18 @@ impl<'a> BlockGuard<'a> {
             return Err(errno);
         }
         for rest in self.parts().flat_map(|part| part.without(piece)).flatten() {
-            // Of another part nobody may have heard that it went, or what is there by now.
-            let _ = self.process.mover.arm(rest);
+            let words = self.region.words_in(rest);
+            for run in runs(rest, |i| !words[i].get().unmapped) {
+                // Of another part nobody may have heard that it went, or what is there by now.
+                let _ = self.process.mover.arm(run);
+            }
         }
         registered.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     /// Leaves touches to the kernel again, if no range is in the block and no page on a device, and
-    /// nobody wants to hear of the end of the mapping.
+    /// nobody wants to hear of the end of the mapping. Not of memory that is registered as one.
     pub(crate) fn unregister_if_unused(&self) {
         let state = self.state();
         let is_away = |part: Span| {
@@ -176,10 +182,17 @@ impl<'a> BlockGuard<'a> {
         }
         // What this thread dropped before is marked.
         self.process.source.fence();
-        let mut has_ended = true;
         for part in self.parts() {
             // Without a range there are no copies.
             self.unprotect(part, Reason::Write);
+        }
+        // Or it becomes one with others, and is registered with them, before it is let go.
+        let _alone = self.region.as_one.alone();
+        if self.region.as_one.is_on() {
+            return;
+        }
+        let mut has_ended = true;
+        for part in self.parts() {
             // Afterwards no fault proves that a dropped page is gone.
             self.process.settle_holes(&self.region, part);
             has_ended &= self.let_go_of_what_is_left(part);

@@ -16,7 +16,7 @@
 //!
 //! [`Process`] is the address space of this process. Memory is *mirrored* when it was allocated here
 //! or adopted; mirrored memory costs nothing until a device touches it, because a block is registered
-//! with userfaultfd only when it is armed.
+//! with userfaultfd only when it is armed, or others that are one with it are.
 //!
 //! # What is unsafe here, and why
 //!
@@ -52,6 +52,7 @@ mod fork; // what fork does to all this
 mod region; // page words and block locks of one mirrored mapping
 mod regions; // the table of mirrored mappings
 mod block; // a locked block
+mod as_one; // blocks that are registered together
 mod let_go; // ending a registration, of one mapping and no other
 mod outbound; // RAM to device, step by step
 mod inbound; // device to RAM, step by step

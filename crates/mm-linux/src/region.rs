@@ -12,6 +12,7 @@
 //! unlocks a block with a fault seen wakes all who wait for its pages; they fault again if they must.
 //! So a handler never waits for a block.
 
+use crate::as_one::AsOne;
 use crate::sys::futex::{self, Woken};
 use crate::sys::map::{Mapping, Request};
 use core::time::Duration;
@@ -26,6 +27,8 @@ pub(crate) struct Region {
     span: Span,
     /// Tells it from others that were at its address before.
     token: ArmToken,
+    /// Whether its blocks are registered together.
+    pub(crate) as_one: AsOne,
     // INVARIANT: zeroed at first, as long as the region has pages, and only ever used as words.
     words: Mapping,
     // INVARIANT: zeroed at first, as long as the region has blocks, and only ever used as states.
@@ -40,7 +43,8 @@ pub(crate) struct BlockState {
     /// How many ranges are in it. Changed with the block locked.
     pub(crate) armed: AtomicU32,
     /// Whether touches of missing pages are caught: at least as long as it is armed, or a page is on
-    /// a device. Changed with the block locked.
+    /// a device. Changed with the block locked; set without, where blocks are registered together
+    /// (`crate::as_one`).
     pub(crate) registered: AtomicBool,
     /// Whether somebody wants to hear of the end of the mapping, armed or not. Changed with the block
     /// locked.
@@ -117,6 +121,7 @@ impl Region {
         Ok(Self {
             span,
             token: next_token(),
+            as_one: AsOne::default(),
             words: map(words)?,
             blocks: map(ByteSize::from_usize(blocks))?,
         })

@@ -4,7 +4,7 @@
 //! # Differences from the suite
 //!
 //! There the mirror covers the whole address space. Here the program adopts what may move: its
-//! allocations and its private anonymous mappings. Shared mappings, files and huge pages of hugetlbfs
+//! allocations and its private anonymous mappings, as one those that move. Shared mappings, files and huge pages of hugetlbfs
 //! are used in place. Memory of the allocator is given back to the program before it is freed, because
 //! the allocator writes into what it keeps; mappings are unmapped while they are shared.
 
@@ -62,7 +62,7 @@ impl Buffer {
         // SAFETY: the size is not zero.
         let at = unsafe { std::alloc::alloc(layout) };
         assert!(!at.is_null(), "{len} bytes");
-        let adopted = Some(adopt(svm, at, len));
+        let adopted = Some(adopt(svm, at, len, flags));
         let buffer = Self {
             at,
             len,
@@ -100,7 +100,7 @@ impl Buffer {
             len,
             backing: Backing::Mapped,
             fill: Some(0),
-            adopted: (!in_place).then(|| adopt(svm, at, len)),
+            adopted: (!in_place).then(|| adopt(svm, at, len, flags)),
         };
         buffer.filled(flags)
     }
@@ -327,8 +327,13 @@ fn align_for(len: usize) -> usize {
     }
 }
 
-fn adopt(svm: &Svm, at: *mut u8, len: usize) -> Adopted {
-    let adopted = svm.adopt(at.cast_const(), ByteSize::from_usize(len));
+fn adopt(svm: &Svm, at: *mut u8, len: usize, flags: Flags) -> Adopted {
+    let (at, size) = (at.cast_const(), ByteSize::from_usize(len));
+    let adopted = if flags.has(Flags::REMAP) {
+        svm.adopt_as_one(at, size)
+    } else {
+        svm.adopt(at, size)
+    };
     adopted.unwrap_or_else(|error| panic!("adopting {len} bytes at {at:?}: {error}"))
 }
 

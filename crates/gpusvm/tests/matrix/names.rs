@@ -136,21 +136,14 @@ pub(crate) enum Status {
     Covered,
     /// The suite itself leaves it out.
     SkipsItself(&'static str),
-    /// It fails, for a reason that is known: it runs only where `KNOWN` is set.
-    Fails(&'static str),
     /// It cannot exist here.
     Impossible(&'static str),
 }
 
-/// The variable that makes tests run that are known to fail.
-pub(crate) const KNOWN: &str = "GPUSVM_MATRIX_KNOWN";
-
 /// What becomes of a section in a family.
 pub(crate) fn status(family: &Family, section: &Section) -> Status {
     let flags = section.flags;
-    skips_itself(family, flags)
-        .or_else(|| fails(family, flags))
-        .unwrap_or(Status::Covered)
+    skips_itself(family, flags).unwrap_or(Status::Covered)
 }
 
 fn skips_itself(family: &Family, flags: Flags) -> Option<Status> {
@@ -167,17 +160,6 @@ fn skips_itself(family: &Family, flags: Flags) -> Option<Status> {
         return None;
     };
     Some(Status::SkipsItself(reason))
-}
-
-/// What is known to fail: memory that can migrate, and moves, in more than one block.
-fn fails(family: &Family, flags: Flags) -> Option<Status> {
-    let moves = flags.has(Flags::REMAP) && !flags.has(Flags::SHARED);
-    // Only the blocks that the device touched are registered with userfaultfd, so that the kernel has more
-    // than one mapping there, and it moves one at a time.
-    let fails = moves && family.stride > 1;
-    fails.then_some(Status::Fails(
-        "mremap of armed and other blocks at once is EFAULT",
-    ))
 }
 
 /// Whether it runs every time, or only when everything is asked for.
@@ -200,14 +182,13 @@ pub(crate) fn parse(name: &str) -> Option<(&'static Family, &'static Section)> {
     })
 }
 
-/// How many of a family are covered, skip themselves, fail.
-pub(crate) fn count(family: &Family) -> [usize; 3] {
-    let mut counts = [0; 3];
+/// How many of a family are covered, and skip themselves.
+pub(crate) fn count(family: &Family) -> [usize; 2] {
+    let mut counts = [0; 2];
     for section in SECTIONS {
         match status(family, section) {
             Status::Covered => counts[0] += 1,
             Status::SkipsItself(_) => counts[1] += 1,
-            Status::Fails(_) => counts[2] += 1,
             Status::Impossible(_) => unreachable!("every section can be run"),
         }
     }

@@ -105,6 +105,9 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
             lose(process, &part, there);
             continue;
         };
+        if part.region.as_one.is_on() {
+            region.as_one.begin();
+        }
         // Nobody gets at the new place before everything is in it.
         there
             .blocks()
@@ -147,7 +150,8 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
     }
 }
 
-/// Whether all of it is registered, or none; `None` for some, or if it is only watched.
+/// Whether all of it is registered, or none; `None` for some, or if it is only watched, or is about to be
+/// registered as one.
 fn is_registered(part: &Part) -> Option<bool> {
     let mut blocks = part.span.blocks().map(|piece| {
         let state = part.region.block(piece.start());
@@ -155,7 +159,9 @@ fn is_registered(part: &Part) -> Option<bool> {
         (registered || !state.watched.load(Ordering::Relaxed)).then_some(registered)
     });
     let first = blocks.next().flatten()?;
-    blocks.all(|other| other == Some(first)).then_some(first)
+    // It was heard to move, so it was registered, and not each block may say so yet.
+    let is_late = !first && part.region.as_one.is_on();
+    (!is_late && blocks.all(|other| other == Some(first))).then_some(first)
 }
 
 /// Registers what has arrived, as far as it is there: something else can be at its place by now, which

@@ -33,7 +33,8 @@ pub(crate) fn runs(span: Span, is_in: impl Fn(usize) -> bool) -> impl Iterator<I
     let mut next = 0;
     iter::from_fn(move || {
         let start = (next..len).find(|i| is_in(*i))?;
-        let end = (start..len).find(|i| !is_in(*i)).unwrap_or(len);
+        // Behind it: asked again, what others mark meanwhile may answer otherwise, and no run is empty.
+        let end = (start + 1..len).find(|i| !is_in(*i)).unwrap_or(len);
         next = end;
         let count = PageCount::from_usize(end - start);
         Some(Span::of_pages(first + PageCount::from_usize(start), count))
@@ -44,6 +45,17 @@ pub(crate) fn runs(span: Span, is_in: impl Fn(usize) -> bool) -> impl Iterator<I
 mod tests {
     use super::*;
     use gpusvm_types::VirtAddr;
+
+    /// Story: whoever registered pages asked whether the first was unmapped, twice, and panicked where it was
+    /// by then.
+    #[test]
+    fn what_is_marked_while_it_is_looked_at_makes_no_empty_run() {
+        let span = Span::of_pages(VirtAddr::new(0x10_0000).page(), PageCount::new(2));
+        let looks = core::cell::Cell::new(0);
+        let only_first_look = |_| looks.replace(looks.get() + 1) == 0;
+        let found: Vec<_> = runs(span, only_first_look).collect();
+        assert_eq!(found, [Span::page_of(span.start())]);
+    }
 
     #[test]
     fn runs_table() {

@@ -132,12 +132,41 @@ impl Process {
     ///
     /// `mremap` moves one mapping of the kernel at a time, and a block of 2 MiB that a device uses is one of
     /// its own, because it is registered with userfaultfd: `mremap` of such a block together with others is
-    /// `EFAULT`, and changes nothing. [`Process::unadopt`] first, and adopt the new place.
+    /// `EFAULT`, and changes nothing. Adopt it with [`Process::adopt_as_one`], or [`Process::unadopt`]
+    /// first, and adopt the new place.
     ///
     /// # Errors
     ///
     /// See [`AdoptError`]: each names what is wrong with which part.
     pub fn adopt(&self, at: VirtAddr, len: ByteSize) -> Result<Span, AdoptError> {
+        self.adopt_mapping(at, len).map(|(span, _)| span)
+    }
+
+    /// As [`Process::adopt`], memory that the program moves: one mapping of the kernel remains one,
+    /// whichever blocks devices use, so that `mremap` moves all of it, or any part.
+    ///
+    /// It is registered with userfaultfd as a whole when a device first needs any of it, or somebody watches
+    /// any of it, until the adoption ends, by [`Process::unadopt`], [`Process::stop`] or `munmap`; also where
+    /// it moves. The price: as long as it is, each first touch of 64 KiB by the CPU is a message to another
+    /// thread, about ten times what a fault of the kernel costs, and no huge pages come where nothing was
+    /// before. On the rung of user mode a system call on pages that nobody has touched fails with `EFAULT`.
+    ///
+    /// What was several mappings before, as by `mprotect` of a part, or becomes so, is not made one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Process::adopt`].
+    pub fn adopt_as_one(&self, at: VirtAddr, len: ByteSize) -> Result<Span, AdoptError> {
+        let (span, region) = self.adopt_mapping(at, len)?;
+        self.becomes_one(&region);
+        Ok(span)
+    }
+
+    fn adopt_mapping(
+        &self,
+        at: VirtAddr,
+        len: ByteSize,
+    ) -> Result<(Span, Arc<Region>), AdoptError> {
         if self.is_gone() {
             return Err(AdoptError::Gone);
         }
@@ -149,7 +178,7 @@ impl Process {
         self.settle_ends(span);
         self.check_adoptable(span)?;
         self.take_over(span)?;
-        self.mirror(span)?;
+        let region = self.mirror(span)?;
         // Registered once, to hear of trouble now rather than in a device's fault.
         match self.arm(span) {
             Ok(token) => self.disarm(span, token),
@@ -160,7 +189,7 @@ impl Process {
                 return Err(AdoptError::Taken { span });
             }
         }
-        Ok(span)
+        Ok((span, region))
     }
 
     /// Ends `adopt`: everything comes home and is forgotten.
@@ -226,11 +255,11 @@ impl Process {
         Ok(())
     }
 
-    fn mirror(&self, span: Span) -> Result<(), AdoptError> {
+    fn mirror(&self, span: Span) -> Result<Arc<Region>, AdoptError> {
         let no_memory = |_: Errno| AdoptError::NoMemory { len: span.len() };
         let region = Region::new(span).map(Arc::new).map_err(no_memory)?;
         self.regions
-            .insert(region)
+            .insert(Arc::clone(&region))
             .map_err(|other| AdoptError::Overlaps { other })?;
         // Devices may have mapped it in place: from now on it can move. Afterwards, so that a range
         // that is made meanwhile is either told, or finds it mirrored.
@@ -238,7 +267,7 @@ impl Process {
             span,
             reason: Reason::Unmap,
         });
-        Ok(())
+        Ok(region)
     }
 
     /// Forgets a mirrored span: what devices have of it is dropped, nothing is registered any more.
@@ -263,7 +292,7 @@ impl Process {
             match block.bring_home(piece, Wanted::Asked) {
                 FaultOutcome::Served => {
                     self.forget(&block, piece);
-                    drop(block);
+                    // With the block locked: or somebody arms what is forgotten, and nobody ends that.
                     self.regions.remove(piece);
                     return Ok(());
                 }
@@ -288,6 +317,8 @@ impl Process {
         }
         block.invalidate(piece, Reason::Unmap);
         block.release_unmapped(piece);
+        // What is one with it must not be registered together with it any more.
+        let _alone = block.region.as_one.alone();
         if block.state().registered.load(Ordering::Relaxed) {
             let _ = block.let_go(piece, Listening::ToTouches);
         } else if block.state().watched.load(Ordering::Relaxed) {

@@ -18,7 +18,8 @@
 //! is not heard of. It stays with the other until it is not watched any more: going back would be such a
 //! moment too.
 //!
-//! Where there is no write protection, watched memory is registered for missing pages. On the last rung
+//! Where there is no write protection, watched memory is registered for missing pages. So is memory that was
+//! adopted as one, all of it: registered for something else, a block would be a mapping of its own. On the last rung
 //! there are no events: memory that is mirrored there ends with [`Process::free`] only, which tells.
 
 use super::Process;
@@ -99,6 +100,8 @@ impl BlockGuard<'_> {
         let (state, mover) = (self.state(), &self.process.mover);
         if state.registered.load(Ordering::Relaxed) {
             mover.arm(piece)?;
+        } else if self.region.as_one.is_on() {
+            self.register(piece)?;
         } else {
             match mover.watch(piece) {
                 // There is no write protection: so it is heard of by missing pages.
@@ -121,13 +124,15 @@ impl BlockGuard<'_> {
         if !state.watched.swap(false, Ordering::Relaxed) {
             return;
         }
-        match state.registered.load(Ordering::Relaxed) {
-            true => self.unregister_if_unused(),
-            false => {
-                for part in self.parts() {
-                    let _ = self.let_go(part, Listening::ToItsEnd);
-                }
-            }
+        // Or it is registered together with others before it is let go.
+        let alone = self.region.as_one.alone();
+        if state.registered.load(Ordering::Relaxed) {
+            drop(alone);
+            self.unregister_if_unused();
+            return;
+        }
+        for part in self.parts() {
+            let _ = self.let_go(part, Listening::ToItsEnd);
         }
     }
 }

@@ -260,7 +260,17 @@ pub(crate) fn is_registered_anyhow(at: VirtAddr) -> bool {
     has_flag(at, &["um", "uw"])
 }
 
+/// As `is_registered_anyhow`, of any part of `span`.
+pub(crate) fn is_any_registered(span: Span) -> bool {
+    has_flags(span, &["um", "uw"])
+}
+
 fn has_flag(at: VirtAddr, flags: &[&str]) -> bool {
+    has_flags(Span::page_of(at), flags)
+}
+
+/// Whether a mapping in `span` has one of the flags.
+fn has_flags(span: Span, flags: &[&str]) -> bool {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let mut inside = false;
     for line in smaps.lines() {
@@ -269,10 +279,11 @@ fn has_flag(at: VirtAddr, flags: &[&str]) -> bool {
             && let (Ok(start), Ok(end)) =
                 (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
         {
-            inside = (start..end).contains(&at.get());
+            inside = start < span.end().get() && span.start().get() < end;
         }
-        if inside && line.starts_with("VmFlags:") {
-            return line.split(' ').any(|flag| flags.contains(&flag));
+        let is_one = |flag| flags.contains(&flag);
+        if inside && line.starts_with("VmFlags:") && line.split(' ').any(is_one) {
+            return true;
         }
     }
     false
