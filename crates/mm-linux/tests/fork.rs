@@ -352,7 +352,9 @@ fn what_had_ended_before_the_fork_goes_in_a_child(world: &World) {
         let kept: Vec<_> = (0..4)
             .map(|_| own.memory(ByteSize::mib(4), Pages::Base))
             .collect();
-        kept.iter().for_each(|memory| drop(own.out(memory.span())));
+        for memory in &kept {
+            assert_eq!(own.out(memory.span()), PageCount::new(1024));
+        }
         // SAFETY: it is not used in this process any more, which ends before it would be dropped again.
         drop(unsafe { core::ptr::read(&raw const slice) });
         // SAFETY: as above.
