@@ -27,8 +27,9 @@ impl Svm {
     /// # Errors
     ///
     /// `ZeroSized`, or `Advise`: memory that is not shared, with which of it is not (`ENOENT`), a device that is not
-    /// there (`ENODEV`), a granularity that is none (`EINVAL`).
+    /// there (`ENODEV`), a granularity that is none (`EINVAL`). `Mm` when the engine is its parent's.
     pub fn advise<T>(&self, pointer: *const T, len: ByteSize, advice: Advice) -> Result<(), Error> {
+        self.process.check_ours()?;
         // Memory that moved is shared where it is now.
         self.process.settle_events();
         let span = self.span_of(VirtAddr::from(pointer), len)?;
@@ -41,6 +42,7 @@ impl Svm {
     ///
     /// As [`Svm::advise`].
     pub fn advise_slice<T: Plain>(&self, slice: &SvmSlice<T>, advice: Advice) -> Result<(), Error> {
+        self.process.check_ours()?;
         Ok(self.nodes[0].vm.advise(slice.span(), advice)?)
     }
 
@@ -49,9 +51,10 @@ impl Svm {
     ///
     /// # Errors
     ///
-    /// `ZeroSized`.
+    /// `ZeroSized`, or `Mm` when the engine is its parent's.
     pub fn advice<T>(&self, pointer: *const T, len: ByteSize) -> Result<Vec<Advised>, Error> {
         let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
+        self.process.check_ours()?;
         Ok(self.nodes[0].vm.advice(span))
     }
 

@@ -18,6 +18,8 @@ use gpusvm_types::{ByteSize, Span, VirtAddr};
 /// Dropping it closes it. Launches in it that touch memory from then on end with
 /// [`FaultError::Closed`](crate::FaultError::Closed), or with `NotDeclared` where the device cannot fault;
 /// nobody waits for them.
+///
+/// In a child of fork it is its parent's: every call is refused with `Mm`, and it can be dropped.
 #[derive(Debug)]
 pub struct DeviceVm {
     process: Arc<Process>,
@@ -95,6 +97,7 @@ impl DeviceVm {
         F: Fn(&mut Lane<'_>) -> Result<(), LaneError> + Send + Sync + 'static,
     {
         let device = self.node.number;
+        self.process.check_ours()?;
         // Its faults must not be taken for those of another address space, whatever is closed meanwhile.
         let running = self.vm.running().ok_or(Error::VmClosed { device })?;
         if !self.node.region.pagemap().is_bound() {
@@ -127,6 +130,7 @@ impl DeviceVm {
         len: ByteSize,
         to: Location,
     ) -> Result<Prefetch, Error> {
+        self.process.check_ours()?;
         let device = self.node.number;
         if to != Location::Ram && !self.node.region.pagemap().is_bound() {
             return Err(Error::Unbound { device });
@@ -134,7 +138,7 @@ impl DeviceVm {
         let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
         // Memory that moved is shared where it is now.
         self.process.settle_events();
-        Ok(Prefetch::new(self.vm.prefetch(&[span], to)))
+        Ok(Prefetch::new(&self.process, self.vm.prefetch(&[span], to)))
     }
 
     /// Binds what of `object` begins at `offset`, a multiple of the page size, at `span`: the device sees
@@ -145,6 +149,7 @@ impl DeviceVm {
     /// `Bind`: where the device has pages of the process mapped (`EBUSY`), with the first range that is in
     /// the way; for what is not in the object, or the object of another device (`EINVAL`).
     pub fn bind_object(&self, span: Span, object: &Object, offset: ByteSize) -> Result<(), Error> {
+        self.process.check_ours()?;
         let bound = self.vm.bind_object(span, object.of_driver(), offset);
         self.told(bound)
     }
@@ -160,6 +165,7 @@ impl DeviceVm {
         object: &Object,
         offset: ByteSize,
     ) -> Result<(), Error> {
+        self.process.check_ours()?;
         let object = object.of_driver();
         self.told(self.vm.bind_object_read_only(span, object, offset))
     }
@@ -171,6 +177,7 @@ impl DeviceVm {
     ///
     /// `Bind` when the engine has ended.
     pub fn bind_mirror(&self, span: Span) -> Result<(), Error> {
+        self.process.check_ours()?;
         self.told(self.vm.bind_mirror(span))
     }
 
@@ -180,6 +187,7 @@ impl DeviceVm {
     ///
     /// `Bind` where the device has pages of the process mapped (`EBUSY`).
     pub fn unbind(&self, span: Span) -> Result<(), Error> {
+        self.process.check_ours()?;
         self.told(self.vm.unbind(span))
     }
 
@@ -190,19 +198,27 @@ impl DeviceVm {
 
     /// What it did so far.
     pub fn stats(&self) -> VmStats {
-        self.vm.stats()
+        match self.process.is_inherited() {
+            true => VmStats::default(),
+            false => self.vm.stats(),
+        }
     }
 
     /// Closes it: refuses faults, waits for those that are being served, and takes every mapping away.
     /// Pages stay where they are. Says what it did.
     pub fn close(self) -> VmStats {
-        self.vm.shut();
-        self.vm.stats()
+        if !self.process.is_inherited() {
+            self.vm.shut();
+        }
+        self.stats()
     }
 }
 
 impl Drop for DeviceVm {
     fn drop(&mut self) {
+        if self.process.is_inherited() {
+            return core::mem::forget((Arc::clone(&self.node), Arc::clone(&self.vm)));
+        }
         self.node.close_vm(&self.vm);
     }
 }

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::driver::{self, ObjectError};
 use gpusvm_mm_linux::Process;
+use gpusvm_sync::Arc;
 use gpusvm_types::{ByteSize, DmaAddr, VirtAddr};
 
 /// Memory of a device that is nobody's RAM ([`Svm::create_object`](crate::Svm::create_object)).
@@ -12,6 +13,7 @@ use gpusvm_types::{ByteSize, DmaAddr, VirtAddr};
 #[derive(Debug)]
 pub struct Object {
     device: usize,
+    process: Arc<Process>,
     object: driver::Object<Process>,
 }
 
@@ -20,11 +22,16 @@ const PIECE: usize = 256 << 10;
 
 impl Object {
     pub(crate) fn new(
+        process: &Arc<Process>,
         device: usize,
         created: Result<driver::Object<Process>, ObjectError>,
     ) -> Result<Self, Error> {
         match created {
-            Ok(object) => Ok(Self { device, object }),
+            Ok(object) => Ok(Self {
+                device,
+                process: Arc::clone(process),
+                object,
+            }),
             Err(error) => Err(Error::Object { device, error }),
         }
     }
@@ -47,7 +54,8 @@ impl Object {
     ///
     /// # Errors
     ///
-    /// `Object`: not all of that is in the object (`EINVAL`), or the copy failed (`EIO`).
+    /// `Object`: not all of that is in the object (`EINVAL`), or the copy failed (`EIO`). `Mm` in a child of
+    /// fork.
     pub fn read(&self, offset: ByteSize, into: &mut [u8]) -> Result<(), Error> {
         self.check(offset, into.len())?;
         let mut piece = vec![0; PIECE.min(into.len())];
@@ -83,6 +91,7 @@ impl Object {
 
     /// All of it is there, before any of it is copied.
     fn check(&self, offset: ByteSize, len: usize) -> Result<(), Error> {
+        self.process.check_ours()?;
         let pieces = self.object.pieces(offset, ByteSize::from_usize(len));
         self.told(pieces.map(drop))
     }
@@ -90,6 +99,15 @@ impl Object {
     fn told(&self, done: Result<(), ObjectError>) -> Result<(), Error> {
         let device = self.device;
         done.map_err(|error| Error::Object { device, error })
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        // In a child of fork it is not the child's to give back.
+        if self.process.is_inherited() {
+            core::mem::forget(self.object.clone());
+        }
     }
 }
 

@@ -3,12 +3,16 @@
 use crate::driver::{self, FaultReport, Location, PrefetchError, Prefetched};
 use crate::{Error, Svm};
 use gpusvm_mm_linux::Process;
+use gpusvm_sync::Arc;
 use gpusvm_types::ByteSize;
 
 /// A prefetch on its way. Dropping it leaves it on its way.
 #[derive(Debug)]
 #[must_use = "a prefetch ends some time; `wait` says when, and how"]
-pub struct Prefetch(driver::Prefetch<Process>);
+pub struct Prefetch {
+    process: Arc<Process>,
+    prefetch: driver::Prefetch<Process>,
+}
 
 impl Svm {
     /// Brings the memory that holds `len` bytes at `pointer` to a device, and maps it there, so that a
@@ -92,15 +96,20 @@ impl Svm {
     ///
     /// # Errors
     ///
-    /// `NoDevice` when there is none with this number.
+    /// `NoDevice` when there is none with this number, `Mm` when the engine is its parent's.
     pub fn last_fault(&self, device: usize) -> Result<Option<FaultReport>, Error> {
-        Ok(self.node(device)?.vm.last_fault())
+        let node = self.node(device)?;
+        self.process.check_ours()?;
+        Ok(node.vm.last_fault())
     }
 }
 
 impl Prefetch {
-    pub(crate) const fn new(prefetch: driver::Prefetch<Process>) -> Self {
-        Self(prefetch)
+    pub(crate) fn new(process: &Arc<Process>, prefetch: driver::Prefetch<Process>) -> Self {
+        Self {
+            process: Arc::clone(process),
+            prefetch,
+        }
     }
 
     /// Waits until it is done, doing what of it has not begun.
@@ -108,24 +117,30 @@ impl Prefetch {
     /// # Errors
     ///
     /// `Prefetch`, with the first memory that is not where it was wanted, and why; everything else was
-    /// tried.
+    /// tried. `Mm` in a child of fork.
     pub fn wait(&self) -> Result<Prefetched, Error> {
-        let waited: Result<Prefetched, PrefetchError> = self.0.wait();
+        self.process.check_ours()?;
+        let waited: Result<Prefetched, PrefetchError> = self.prefetch.wait();
         Ok(waited?)
     }
 
     /// Whether nothing of it is left to do.
     pub fn is_done(&self) -> bool {
-        self.0.is_done()
+        self.process.is_inherited() || self.prefetch.is_done()
     }
 
     /// What came of it so far, errors or not.
     pub fn progress(&self) -> Prefetched {
-        self.0.progress()
+        match self.process.is_inherited() {
+            true => Prefetched::default(),
+            false => self.prefetch.progress(),
+        }
     }
 
     /// What has not begun does not begin. Returns when nothing of it is under way.
     pub fn cancel(&self) {
-        self.0.cancel();
+        if !self.process.is_inherited() {
+            self.prefetch.cancel();
+        }
     }
 }

@@ -5,11 +5,15 @@ use crate::node::Node;
 use crate::{DeviceVm, Error, Launch, Object, Resident, Stats, SvmSlice};
 use gpusvm_mm::ArmToken;
 use gpusvm_mm_linux::{Allocation, Capabilities, Options, Plain, Process, Protection, Rung};
-use gpusvm_softgpu::{Grid, Lane, LaneError, SoftGpu};
+use gpusvm_softgpu::{Grid, Lane, LaneError, SoftGpu, SoftGpuError};
 use gpusvm_sync::Arc;
 use gpusvm_types::{ByteSize, Span, VirtAddr};
 
 /// Shared virtual memory of this process and its devices.
+///
+/// A child of fork has the memory, with what was in it, and not the engine: there every call is refused, and
+/// everything can be dropped, which waits for nobody. It can build an engine of its own, with devices of its
+/// own. [`Process::start`] says what a child of a process with threads can rely on.
 #[derive(Debug)]
 pub struct Svm {
     pub(crate) process: Arc<Process>,
@@ -74,10 +78,14 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// `NoDevice`, `UserfaultfdRequired`, `Start` when the system refuses, `Vm` when a device does.
+    /// `NoDevice`, `UserfaultfdRequired`, `Start` when the system refuses, `Vm` when a device does;
+    /// `SoftGpu` for a device of the process that forked this one.
     pub fn build(self) -> Result<Svm, Error> {
         if self.gpus.is_empty() {
             return Err(Error::NoDevice);
+        }
+        if self.gpus.iter().any(|gpu| gpu.is_inherited()) {
+            return Err(SoftGpuError::Forked.into());
         }
         let best_rung = Capabilities::probe().best_rung();
         if self.require_uffd && self.rung.unwrap_or(best_rung) == Rung::Signals {
@@ -115,6 +123,12 @@ impl Svm {
     /// Begins to build an engine.
     pub fn builder() -> Builder {
         Builder::default()
+    }
+
+    /// Whether it is an engine of the process that forked this one: for who keeps an engine for the whole
+    /// process, and needs another in a child.
+    pub fn is_inherited(&self) -> bool {
+        self.process.is_inherited()
     }
 
     /// The rung of the capability ladder that it stands on.
@@ -314,6 +328,7 @@ impl Svm {
     /// `NoDevice` when there is none with this number, `CreateVm` when it has no room for another.
     pub fn create_vm(&self, device: usize) -> Result<DeviceVm, Error> {
         let node = self.nodes.get(device).ok_or(Error::NoDevice)?;
+        self.process.check_ours()?;
         DeviceVm::create(&self.process, node)
     }
 
@@ -326,8 +341,9 @@ impl Svm {
     /// `NoDevice` when there is none with this number; `Object`: no bytes (`EINVAL`), no room (`ENOSPC`), a
     /// device that was taken out of use (`ENODEV`).
     pub fn create_object(&self, device: usize, len: ByteSize) -> Result<Object, Error> {
-        let created = self.node(device)?.region.create_object(len);
-        Object::new(device, created)
+        let node = self.node(device)?;
+        self.process.check_ours()?;
+        Object::new(&self.process, device, node.region.create_object(len))
     }
 
     /// Takes a device out of use: everything comes home, and it takes no launches. Launches that run on
@@ -339,6 +355,7 @@ impl Svm {
     /// launch declared them: it is out of use all the same; try again when the launch has ended.
     pub fn unbind(&self, device: usize) -> Result<(), Error> {
         let node = self.node(device)?;
+        self.process.check_ours()?;
         let unbound = node.region.unbind();
         unbound.map_err(|error| Error::Unbind { device, error })
     }
@@ -351,6 +368,7 @@ impl Svm {
     /// leave it.
     pub fn rebind(&self, device: usize) -> Result<(), Error> {
         let node = self.node(device)?;
+        self.process.check_ours()?;
         let bound = node.region.rebind();
         bound.map_err(|error| Error::Rebind { device, error })
     }
@@ -362,7 +380,7 @@ impl Svm {
             .ok_or(Error::NoDevice)
     }
 
-    /// What happened so far.
+    /// What happened so far. In a child of fork, what is known without the devices of its parent.
     pub fn stats(&self) -> Stats {
         let mm = self.process.stats();
         let mut stats = Stats {
@@ -372,6 +390,9 @@ impl Svm {
             pages_on_devices: self.process.pages_on_devices().get(),
             ..Stats::default()
         };
+        if self.process.is_inherited() {
+            return stats;
+        }
         let mut vms = VmTotals::default();
         for node in &self.nodes {
             node.add_to(&mut stats, &mut vms);
@@ -392,11 +413,15 @@ impl Svm {
     ///
     /// `Mm` when the engine is its parent's.
     pub fn shutdown(self) -> Result<Stats, Error> {
+        self.process.check_ours()?;
         self.close();
         Ok(self.stats())
     }
 
     fn close(&self) {
+        if self.process.is_inherited() {
+            return self.leave();
+        }
         for node in &self.nodes {
             node.stop_faults();
         }
@@ -407,6 +432,14 @@ impl Svm {
             node.close();
         }
         self.process.stop();
+    }
+}
+
+impl Svm {
+    /// In a child of fork: nothing of it is ever freed, since other threads of the parent may have had it in
+    /// hand, and nobody is waited for.
+    fn leave(&self) {
+        core::mem::forget((Arc::clone(&self.process), self.nodes.clone()));
     }
 }
 

@@ -11,7 +11,6 @@
 
 use crate::interrupt::Stack;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
-use std::sync::Once;
 
 /// How many such threads there can be.
 const SLOTS: usize = 256;
@@ -103,12 +102,14 @@ fn forget_in_children() {
             record.store(0, Ordering::Relaxed);
         }
     }
-    static REGISTERED: Once = Once::new();
-    REGISTERED.call_once(|| {
+    // Not a `Once`: a child of fork would wait for a thread that is not there. Twice does no harm.
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    if !REGISTERED.load(Ordering::Acquire) {
         // SAFETY: the handler only stores to atomics. Failure, for want of memory, would leave
         // stale ids in children, which do no harm before the ids wrap around.
         unsafe { libc::pthread_atfork(None, None, Some(forget)) };
-    });
+        REGISTERED.store(true, Ordering::Release);
+    }
 }
 
 pub(crate) fn current_tid() -> i32 {

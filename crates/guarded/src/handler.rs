@@ -33,10 +33,9 @@ use crate::interrupt;
 use core::ffi::{c_int, c_void};
 use core::mem::MaybeUninit;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 use libc::{siginfo_t, sigset_t};
 use std::io;
-use std::sync::{Mutex, PoisonError};
 
 /// What a fault is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,17 +79,38 @@ static PREVIOUS: [AtomicPtr<libc::sigaction>; 2] = [const { AtomicPtr::new(ptr::
 ///
 /// Those of `sigaction`.
 pub fn install() -> io::Result<()> {
-    static INSTALLED: Mutex<bool> = Mutex::new(false);
-    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-    if *installed {
-        return Ok(());
+    /// Nothing, `DONE`, or the id of the process of which a thread is at it. A child of fork inherits the
+    /// number and not the thread: it does again what may be half done.
+    static STATE: AtomicI32 = AtomicI32::new(NOT_YET);
+    const NOT_YET: c_int = 0;
+    const DONE: c_int = -1;
+    // SAFETY: it has no preconditions.
+    let us = unsafe { libc::getpid() };
+    loop {
+        let state = STATE.load(Ordering::Acquire);
+        if state == DONE {
+            return Ok(());
+        }
+        if state == us {
+            std::thread::yield_now();
+            continue;
+        }
+        let claim = STATE.compare_exchange(state, us, Ordering::AcqRel, Ordering::Relaxed);
+        if claim.is_ok() {
+            let result = install_both();
+            let state = if result.is_ok() { DONE } else { NOT_YET };
+            STATE.store(state, Ordering::Release);
+            return result;
+        }
     }
+}
+
+fn install_both() -> io::Result<()> {
     for (signal, previous) in SIGNALS.into_iter().zip(&PREVIOUS) {
         // The old action is known before ours can run, and once more when it is replaced.
         remember(previous, current_action(signal)?);
         remember(previous, replace_action(signal, &our_action())?);
     }
-    *installed = true;
     Ok(())
 }
 

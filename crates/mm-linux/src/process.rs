@@ -3,7 +3,7 @@
 use crate::block::{BlockGuard, NotHere};
 use crate::delay::Delays;
 use crate::events::Events;
-use crate::fork::{self, Gate};
+use crate::fork::{Birth, Gate};
 use crate::handler::Crew;
 use crate::let_go::try_often;
 use crate::mover::Mover;
@@ -51,6 +51,7 @@ pub struct Process {
     pub(crate) delays: Delays,
     pub(crate) crew: Crew,
     pub(crate) gate: Gate,
+    birth: Birth,
     pub(crate) counters: Counters,
     rung: Rung,
     vmas: VmaTable,
@@ -69,9 +70,9 @@ impl Process {
         self.rung
     }
 
-    /// What happened so far.
+    /// What happened so far. In a child of fork: in its parent, before the fork.
     pub fn stats(&self) -> crate::MmStats {
-        self.counters.snapshot()
+        self.counters.snapshot(self.is_inherited())
     }
 
     /// The ids of the threads that serve faults.
@@ -92,7 +93,10 @@ impl Process {
 
     /// How many staging blocks migrations hold right now.
     pub fn staging_in_use(&self) -> usize {
-        self.staging.in_use()
+        match self.is_inherited() {
+            true => 0,
+            false => self.staging.in_use(),
+        }
     }
 
     /// Brings every page of `span` home, for a system call, or another process, to see them.
@@ -102,6 +106,10 @@ impl Process {
     ///
     /// The first page that could not come home.
     pub fn bring_home(&self, span: Span) -> Result<(), gpusvm_mm::MmError> {
+        // Of an engine that is gone, everything is home.
+        if self.is_gone() {
+            return Ok(());
+        }
         self.bring_parts_home(span, Wanted::Asked)
     }
 
@@ -150,7 +158,7 @@ impl Process {
     /// Ends it: what is on a device comes home, handlers end, nothing is registered any more. All
     /// ranges must be gone. What was adopted stays with its owner.
     pub fn stop(&self) {
-        if self.stopping.load(Ordering::Acquire) || fork::is_child() {
+        if self.is_gone() {
             return;
         }
         // What was unmapped is forgotten first.
@@ -182,7 +190,25 @@ impl Process {
 
     /// Whether calls still make sense.
     pub(crate) fn is_gone(&self) -> bool {
-        self.is_stopping() || fork::is_child()
+        self.is_stopping() || self.is_inherited()
+    }
+
+    /// Whether it is an engine of the process that forked this one, or of one before that. Such an engine
+    /// does nothing here, for ever; its locks may be held by threads that are not there.
+    pub fn is_inherited(&self) -> bool {
+        !self.birth.is_here()
+    }
+
+    /// Refuses an engine that is not of this process.
+    ///
+    /// # Errors
+    ///
+    /// `Gone` when it is [inherited](Process::is_inherited).
+    pub fn check_ours(&self) -> Result<(), gpusvm_mm::MmError> {
+        match self.is_inherited() {
+            true => Err(gpusvm_mm::MmError::Gone),
+            false => Ok(()),
+        }
     }
 
     /// How many events were read.

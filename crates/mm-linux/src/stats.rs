@@ -44,9 +44,6 @@ pub(crate) struct Counters {
 
 impl Counters {
     pub(crate) fn new() -> Self {
-        /// One nanosecond to one minute, to a percent.
-        const HIGHEST: u64 = 60_000_000_000;
-        let times = Histogram::new_with_bounds(1, HIGHEST, 2).expect("bounds that are in order");
         Self {
             cpu_faults: AtomicU64::new(0),
             zero_fills: AtomicU64::new(0),
@@ -56,7 +53,7 @@ impl Counters {
             failed_faults: AtomicU64::new(0),
             events: AtomicU64::new(0),
             panics: AtomicU64::new(0),
-            times: Mutex::new(times),
+            times: Mutex::new(no_times()),
         }
     }
 
@@ -69,7 +66,13 @@ impl Counters {
         self.times.lock().saturating_record(nanos);
     }
 
-    pub(crate) fn snapshot(&self) -> MmStats {
+    /// Of an engine that is `inherited`, a thread that is not there may have the histogram: then it is
+    /// empty.
+    pub(crate) fn snapshot(&self, inherited: bool) -> MmStats {
+        let times = match inherited {
+            true => self.times.try_lock(),
+            false => Some(self.times.lock()),
+        };
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         MmStats {
             cpu_faults: get(&self.cpu_faults),
@@ -78,9 +81,15 @@ impl Counters {
             write_faults: get(&self.write_faults),
             delayed_faults: get(&self.delayed_faults),
             failed_faults: get(&self.failed_faults),
-            cpu_fault_time: self.times.lock().clone(),
+            cpu_fault_time: times.map_or_else(no_times, |times| times.clone()),
             events: get(&self.events),
             panics: get(&self.panics),
         }
     }
+}
+
+fn no_times() -> Histogram<u64> {
+    /// One nanosecond to one minute, to a percent.
+    const HIGHEST: u64 = 60_000_000_000;
+    Histogram::new_with_bounds(1, HIGHEST, 2).expect("bounds that are in order")
 }

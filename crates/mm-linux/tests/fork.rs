@@ -9,8 +9,9 @@
 mod common;
 
 use common::memory::{self, Pages, pages};
-use common::{OWNER, World, exit_code, forked};
-use gpusvm_mm::{AddressSpace, Block, MmError, Outbound};
+use common::{OWNER, World, exit_code, forked, forked_to_work};
+use gpusvm_mm::{AddressSpace, Block, Mirror, MmError, Outbound};
+use gpusvm_mm_linux::{AdoptError, Allocation, Options, Process};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount};
 use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,12 @@ on_every_rung!(
     a_fork_in_a_migration_loop,
     two_threads_fork,
     nobody_listens_after_the_end_nor_in_a_child,
+    a_child_has_an_engine_of_its_own,
+    a_grandchild_sees_the_data_and_has_an_engine_of_its_own,
+    a_child_goes_on_with_its_parents_memory,
+    what_is_inherited_ends_in_a_child,
+    what_had_ended_before_the_fork_goes_in_a_child,
+    children_begin_one_after_the_other,
 );
 
 fn a_child_sees_the_data(world: &World) {
@@ -172,6 +179,221 @@ fn nobody_listens_after_the_end_nor_in_a_child(world: &World) {
     world.process.stop();
     assert!(userfaultfds().is_empty());
     memory.check(1);
+}
+
+/// Memory goes out and comes home, by a touch and at the end.
+fn works(world: &World) {
+    world.each_kind(ByteSize::mib(4), |memory| {
+        for seed in 2..4 {
+            memory.fill(seed);
+            assert_eq!(world.out(memory.span()), PageCount::new(1024));
+            assert!(world.is_on_device(memory.at(BLOCK_SIZE)));
+            memory.check(seed);
+            assert!(!world.is_on_device(memory.at(BLOCK_SIZE)));
+        }
+    });
+}
+
+/// While the parent's goes on.
+fn a_child_has_an_engine_of_its_own(world: &World) {
+    let memory = world.memory(ByteSize::mib(4), Pages::Base);
+    world.out(memory.span());
+    let child = forked_to_work(|| {
+        memory.check(1);
+        let own = World::in_child(world.rung);
+        works(&own);
+        own.end();
+        // It ended: there is room for another.
+        let second = World::in_child(world.rung);
+        works(&second);
+        assert!(world.process.is_inherited() && !second.process.is_inherited());
+        assert_eq!(
+            world.process.lock_block(memory.span()).map(drop),
+            Err(MmError::Gone),
+            "for ever"
+        );
+        second.end();
+    });
+    let mut seed = 1;
+    let code = loop {
+        assert_eq!(world.out(memory.span()), PageCount::new(1024));
+        memory.check(seed);
+        seed += 1;
+        memory.fill(seed);
+        if let Some(code) = exit_code_now(child) {
+            break code;
+        }
+    };
+    assert_eq!(code, 0);
+    world.out(memory.span());
+    memory.check(seed);
+}
+
+/// Pages are on the device of the child's engine when the child forks.
+fn a_grandchild_sees_the_data_and_has_an_engine_of_its_own(world: &World) {
+    let memory = world.memory(BLOCK_SIZE, Pages::Huge);
+    world.out(memory.span());
+    let child = forked_to_work(|| {
+        let own = World::in_child(world.rung);
+        let kept = own.memory(BLOCK_SIZE, Pages::Base);
+        kept.fill(5);
+        assert_eq!(own.out(kept.span()), PageCount::new(512));
+        let grandchild = forked_to_work(|| {
+            memory.check(1);
+            kept.check(5);
+            kept.fill(6);
+            assert!(world.process.is_inherited() && own.process.is_inherited());
+            assert_eq!(own.process.arm(kept.span()).map(drop), Err(MmError::Gone));
+            let third = World::in_child(world.rung);
+            works(&third);
+            third.end();
+            kept.check(6);
+        });
+        assert!(own.out(kept.span()) > PageCount::ZERO);
+        kept.check(5);
+        assert_eq!(exit_code(grandchild), 0);
+        assert_eq!(own.out(kept.span()), PageCount::new(512));
+        kept.check(5);
+        kept.disarm(&own.process);
+        kept.end(&own.process);
+        own.end();
+    });
+    assert_eq!(exit_code(child), 0);
+    memory.check(1);
+}
+
+/// What the parent's engine mirrored is the program's own in the child: its engine can have it.
+fn a_child_goes_on_with_its_parents_memory(world: &World) {
+    if world.is_signals() {
+        // There is no adopting on this rung.
+        return;
+    }
+    let memory = world.memory(ByteSize::mib(4), Pages::Base);
+    world.out(memory.span());
+    let child = forked_to_work(|| {
+        let own = World::in_child(world.rung);
+        let span = memory.span();
+        assert_eq!(own.process.adopt(span.start(), span.len()), Ok(span));
+        let token = own.process.arm(span).unwrap();
+        assert_eq!(own.out(span), PageCount::new(1024), "it is shared at first");
+        memory.check(1);
+        memory.fill(2);
+        own.out(span);
+        own.process.disarm(span, token);
+        own.process.unadopt(span).unwrap();
+        memory.check(2);
+        own.end();
+    });
+    assert_eq!(exit_code(child), 0);
+    memory.check(1);
+    assert_eq!(world.out(memory.span()), PageCount::new(1024));
+    memory.check(1);
+}
+
+/// Handles are used and dropped, with an engine of the child's at work or without: nobody waits, and nothing
+/// of the child's own goes.
+fn what_is_inherited_ends_in_a_child(world: &World) {
+    let slice = Allocation::<u64>::new(&world.process, 1 << 18).unwrap();
+    let memory = world.memory(BLOCK_SIZE, Pages::Base);
+    world.out(memory.span());
+    for starts in [false, true] {
+        let child = forked_to_work(|| {
+            let own = starts.then(|| World::in_child(world.rung));
+            let kept = own.as_ref().map(|own| own.memory(BLOCK_SIZE, Pages::Base));
+            let out = || {
+                if let (Some(own), Some(kept)) = (&own, &kept) {
+                    assert_eq!(own.out(kept.span()), PageCount::new(512));
+                }
+            };
+            out();
+            let (span, process) = (memory.span(), &world.process);
+            assert_eq!(process.bring_home(span), Ok(()));
+            assert_eq!(process.adoption_of(span.start()), None);
+            assert!(process.stats().events < u64::MAX && process.is_readable(span.start()));
+            assert_eq!(process.allocate(BLOCK_SIZE), Err(AdoptError::Gone));
+            assert!(matches!(process.mirrored(span.start()), Mirror::Gap(_)));
+            memory.disarm(process);
+            process.stop_migrations();
+            process.settle_events();
+            process.stop();
+            // SAFETY: it is not used in this process any more, which ends before it would be dropped again.
+            drop(unsafe { core::ptr::read(&raw const slice) });
+            // SAFETY: as above.
+            drop(unsafe { core::ptr::read(&raw const world.process) });
+            if let Some(kept) = &kept {
+                kept.check(1);
+            }
+            memory.check(1);
+            out();
+            if let (Some(own), Some(kept)) = (own, kept) {
+                kept.check(1);
+                kept.disarm(&own.process);
+                kept.end(&own.process);
+                own.end();
+            }
+        });
+        assert_eq!(exit_code(child), 0);
+        memory.check(1);
+        world.out(memory.span());
+    }
+    assert!(slice.iter().all(|value| *value == 0));
+}
+
+/// Nobody but the forking thread has it, so that it is dropped in the child, down to the mappings that a
+/// child does not get: in their place is something else by then.
+fn what_had_ended_before_the_fork_goes_in_a_child(world: &World) {
+    let rung = world.rung;
+    world.process.stop();
+    let ended = Process::start(Options { rung: Some(rung) }).unwrap();
+    let slice = Allocation::<u64>::new(&ended, 1 << 20).unwrap();
+    ended.stop();
+    let child = forked_to_work(|| {
+        let own = World::in_child(rung);
+        let kept: Vec<_> = (0..4)
+            .map(|_| own.memory(ByteSize::mib(4), Pages::Base))
+            .collect();
+        for memory in &kept {
+            assert_eq!(own.out(memory.span()), PageCount::new(1024));
+        }
+        // SAFETY: it is not used in this process any more, which ends before it would be dropped again.
+        drop(unsafe { core::ptr::read(&raw const slice) });
+        // SAFETY: as above.
+        drop(unsafe { core::ptr::read(&raw const ended) });
+        for memory in &kept {
+            memory.check(1);
+            assert_eq!(own.out(memory.span()), PageCount::new(1024));
+            memory.check(1);
+            memory.disarm(&own.process);
+            memory.end(&own.process);
+        }
+        works(&own);
+        own.end();
+    });
+    assert_eq!(exit_code(child), 0);
+}
+
+fn children_begin_one_after_the_other(world: &World) {
+    let memory = world.memory(BLOCK_SIZE, Pages::Huge);
+    for _ in 0..5 {
+        world.out(memory.span());
+        let child = forked_to_work(|| {
+            let own = World::in_child(world.rung);
+            works(&own);
+            own.end();
+        });
+        assert_eq!(exit_code(child), 0);
+    }
+    memory.check(1);
+}
+
+/// What a child ended with, if it has.
+fn exit_code_now(pid: libc::pid_t) -> Option<i32> {
+    let mut status = 0;
+    // SAFETY: our own child, and a status of our own.
+    let ended = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
+    assert!(ended == 0 || ended == pid);
+    assert!(ended == 0 || libc::WIFEXITED(status), "killed: {status:#x}");
+    (ended == pid).then(|| libc::WEXITSTATUS(status))
 }
 
 /// Where the descriptors that hear of memory are to be found.

@@ -178,6 +178,7 @@ fn what_arrives_while_devices_are_flushed_is_not_taken(world: &World) {
 /// Pages were marked to be taken out, the program drops them, and writes new ones before they are taken.
 ///
 /// Story: the new ones were taken, and given up, because that is what becomes of what was dropped.
+#[expect(clippy::disallowed_methods, reason = "a thread of the program's")]
 fn what_is_written_while_devices_are_flushed_after_it_was_dropped_is_not_lost(world: &World) {
     let memory = own(world, BLOCK_SIZE);
     let (span, written) = (memory.span(), Arc::new(AtomicBool::new(false)));

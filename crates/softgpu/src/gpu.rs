@@ -9,7 +9,8 @@
 //! by then something else of the process. The driver has taken it away from them before.
 //!
 //! In a child of fork there are no units and no VRAM: launching and copying are errors, changes of
-//! page tables are to a copy of them, and dropping the device there waits for nobody.
+//! page tables are to a copy of them, and dropping the device there waits for nobody, and frees nothing that
+//! other threads of the parent may have had in hand. A device that is built in the child is as any other.
 
 use crate::copy::Engine;
 use crate::launch::{LaunchState, Work};
@@ -111,7 +112,7 @@ impl SoftGpu {
         grid: Grid,
         kernel: Box<dyn Work>,
     ) -> Result<Launch, SoftGpuError> {
-        if self.is_forked() {
+        if self.is_inherited() {
             return Err(SoftGpuError::Forked);
         }
         let vm = self.mmu.vm(vm_id).ok_or(SoftGpuError::NoVm { vm: vm_id })?;
@@ -127,11 +128,12 @@ impl SoftGpu {
         Ok(Launch {
             state,
             board: Arc::clone(&self.place.board),
+            owner: self.owner,
         })
     }
 
     /// Whether this is a child of the process that built the device.
-    fn is_forked(&self) -> bool {
+    pub fn is_inherited(&self) -> bool {
         self.owner != std::process::id()
     }
 }
@@ -164,7 +166,10 @@ impl Device for SoftGpu {
 
 impl Drop for SoftGpu {
     fn drop(&mut self) {
-        if self.is_forked() {
+        if self.is_inherited() {
+            // Their names may be those of threads of this process by now.
+            std::mem::forget(std::mem::take(&mut self.threads));
+            self.mmu.abandon();
             return;
         }
         // First the mark, then the wake: lanes that wait in a fault see that they are cancelled.

@@ -60,14 +60,21 @@ pub enum LaunchError {
         /// Why that one stopped.
         first: LaneError,
     },
+    /// A launch of the process that forked this one.
+    #[error("the launch belongs to the process that forked this one")]
+    Forked,
 }
 
 /// A launch on its way. Dropping it leaves the launch running.
+///
+/// In a child of fork, no lane of it ever runs: there it is done, and nothing is known of how.
 #[derive(Debug)]
 #[must_use = "a launch ends some time; `wait` says when, and how"]
 pub struct Launch {
     pub(crate) state: Arc<LaunchState>,
     pub(crate) board: Arc<Board>,
+    /// The process that launched it.
+    pub(crate) owner: u32,
 }
 
 impl Launch {
@@ -75,8 +82,11 @@ impl Launch {
     ///
     /// # Errors
     ///
-    /// `Lanes` when some stopped.
+    /// `Lanes` when some stopped; `Forked` in a child of the process that launched it.
     pub fn wait(self) -> Result<LaunchReport, LaunchError> {
+        if self.is_inherited() {
+            return Err(LaunchError::Forked);
+        }
         let mut outcome = self.state.outcome.lock();
         while !outcome.finished {
             outcome = self.state.changed.wait(outcome);
@@ -95,12 +105,15 @@ impl Launch {
 
     /// Whether every lane has ended.
     pub fn is_done(&self) -> bool {
-        self.state.outcome.lock().finished
+        self.is_inherited() || self.state.outcome.lock().finished
     }
 
     /// Stops the launch: lanes that have not begun do not, lanes that run, or wait in a fault, stop
     /// at their next access with `Cancelled`. Returns at once.
     pub fn cancel(&self) {
+        if self.is_inherited() {
+            return;
+        }
         self.state.cancel();
         if let Some(faults) = &self.board.faults {
             faults.wake_units();
@@ -108,14 +121,30 @@ impl Launch {
     }
 
     /// Runs `callback` when every lane has ended: on the unit of the last one, or here and now when
-    /// that has been already. It must not wait for anything that a unit does.
+    /// that has been already. It must not wait for anything that a unit does. In a child of fork it is dropped.
     pub fn on_done(&self, callback: impl FnOnce() + Send + 'static) {
+        if self.is_inherited() {
+            return;
+        }
         let mut outcome = self.state.outcome.lock();
         if outcome.finished {
             drop(outcome);
             callback();
         } else {
             outcome.callbacks.push(Box::new(callback));
+        }
+    }
+
+    fn is_inherited(&self) -> bool {
+        self.owner != std::process::id()
+    }
+}
+
+impl Drop for Launch {
+    fn drop(&mut self) {
+        // The last to go would give page tables back, under a lock that nobody may be there to let go.
+        if self.is_inherited() {
+            std::mem::forget(Arc::clone(&self.state));
         }
     }
 }

@@ -52,6 +52,13 @@ impl Mmu {
         }
     }
 
+    /// Leaves the address spaces as they are, for ever: in a child of fork, the arena's lock may be held by
+    /// a thread that is not there.
+    pub(crate) fn abandon(&mut self) {
+        let vms = std::mem::replace(&mut self.vms, RwLock::new(Vec::new()));
+        std::mem::forget(vms);
+    }
+
     /// The address space with this id.
     pub(crate) fn vm(&self, vm: VmId) -> Option<Arc<Vm>> {
         self.vms.read().get(usize::from(vm.0)).cloned().flatten()

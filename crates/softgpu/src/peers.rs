@@ -18,7 +18,8 @@
 //! # Invariants
 //!
 //! - A device withdraws its aperture before it unmaps its VRAM.
-//! - A slot counts only in the process that filled it: in a child, other things are there.
+//! - A slot counts only in the process that filled it: in a child, other things are there, and the slot is
+//!   anybody's who needs one.
 
 use gpusvm_device::Fabric;
 use gpusvm_sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -58,6 +59,8 @@ impl Whose {
 pub(crate) struct Aperture {
     slot: &'static Slot,
     start: DmaAddr,
+    /// The process that opened it.
+    owner: u32,
 }
 
 impl Aperture {
@@ -66,13 +69,14 @@ impl Aperture {
     pub(crate) fn open(fabric: Fabric, start: DmaAddr, len: ByteSize) -> Option<Self> {
         let end = start.checked_add(len)?;
         let slot = SLOTS.iter().find(|slot| slot.claim())?;
+        let owner = std::process::id();
         slot.fill(&Found {
             start: start.get(),
             end: end.get(),
             fabric,
-            owner: std::process::id(),
+            owner,
         });
-        Some(Self { slot, start })
+        Some(Self { slot, start, owner })
     }
 
     /// Where it begins.
@@ -83,7 +87,10 @@ impl Aperture {
 
 impl Drop for Aperture {
     fn drop(&mut self) {
-        self.slot.version.fetch_add(1, Ordering::Release);
+        // In a child of fork, the slot may be another's by now.
+        if self.owner == std::process::id() {
+            self.slot.version.fetch_add(1, Ordering::Release);
+        }
     }
 }
 
@@ -125,16 +132,20 @@ impl Slot {
         }
     }
 
-    /// Makes a free slot one that the caller fills.
+    /// Makes a free slot one that the caller fills. What a process left in it that forked this one is
+    /// nothing here.
     fn claim(&self) -> bool {
-        let version = self.version.load(Ordering::Relaxed);
-        let free = version % STATES == FREE;
-        let exchange = |new| {
-            let order = (Ordering::Acquire, Ordering::Relaxed);
-            self.version
-                .compare_exchange(version, new, order.0, order.1)
+        let version = self.version.load(Ordering::Acquire);
+        let is_ours = || self.owner.load(Ordering::Relaxed) == std::process::id();
+        let filling = match version % STATES {
+            FREE => version + 1,
+            LIVE if !is_ours() => version + 2,
+            _ => return false,
         };
-        free && exchange(version + 1).is_ok()
+        let order = (Ordering::Acquire, Ordering::Relaxed);
+        self.version
+            .compare_exchange(version, filling, order.0, order.1)
+            .is_ok()
     }
 
     /// Fills a claimed slot, and makes it live.
@@ -232,6 +243,36 @@ mod tests {
             }
         });
         assert_eq!(find(at, 3 * LEN), Whose::Ram);
+    }
+
+    /// A child has room for as many, and what it drops of its parent's is not one of its own.
+    #[test]
+    fn a_child_of_fork_has_all_the_slots() {
+        let _alone = ALONE.lock();
+        let at = START + (3 << 50);
+        let open_all = |at: u64| {
+            let all = (0..MOST_APERTURES as u64).map_while(|i| open(1, at + i * LEN));
+            all.collect::<Vec<_>>()
+        };
+        let apertures = open_all(at);
+        assert_eq!(apertures.len(), MOST_APERTURES);
+        // SAFETY: the child allocates, which glibc lets it, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let own = open_all(at + (1 << 50));
+            drop(apertures);
+            let mine = find(at + (1 << 50), LEN) == Whose::Device(Fabric(1));
+            let ok = own.len() == MOST_APERTURES && mine && find(at, LEN) == Whose::Ram;
+            drop(own);
+            let ok = ok && open_all(at).len() == MOST_APERTURES;
+            // SAFETY: it has no preconditions.
+            unsafe { libc::_exit(i32::from(!ok)) };
+        }
+        let mut status = 0;
+        // SAFETY: a child of ours.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!(status, 0);
+        assert_eq!(find(at, LEN), Whose::Device(Fabric(1)));
     }
 
     #[test]

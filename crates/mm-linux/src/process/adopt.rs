@@ -115,12 +115,22 @@ impl Process {
         if !self.is_gone() {
             self.unmirror(span);
         }
+        if self.is_inherited() {
+            return self.free_inherited(span);
+        }
         let mapping = {
             let mut owned = self.owned.lock();
             let at = owned.iter().position(|mapping| mapping.span() == span);
             at.map(|at| owned.swap_remove(at))
         };
         debug_assert!(mapping.is_some(), "{span} was not allocated here");
+    }
+
+    /// The child's own copy goes, if no thread of the parent was allocating or freeing at the fork.
+    fn free_inherited(&self, span: Span) {
+        if let Some(mut owned) = self.owned.try_lock() {
+            owned.retain(|mapping| mapping.span() != span);
+        }
     }
 
     /// Mirrors memory of the program: the whole pages in `len` bytes at `at`, which must be private,
@@ -217,6 +227,7 @@ impl Process {
     ///
     /// As [`Process::unadopt`].
     pub fn unadopt_if(&self, span: Span, token: ArmToken) -> Result<(), MmError> {
+        self.check_ours()?;
         match self.adoption_of(span.start()) {
             Some(now) if now == token => self.unadopt(span),
             _ => Ok(()),
@@ -225,6 +236,7 @@ impl Process {
 
     /// What tells the adoption of an address from those before and after it.
     pub fn adoption_of(&self, at: VirtAddr) -> Option<ArmToken> {
+        self.check_ours().ok()?;
         Some(self.regions.find(at)?.region.token())
     }
 

@@ -37,6 +37,9 @@ impl Process {
         };
         // SAFETY: permissions only; whoever uses the memory asked for it, as with `mprotect` itself.
         unsafe { map::protect(span, flags) }?;
+        if self.is_inherited() {
+            return Ok(());
+        }
         // In this order: a look at the mapping that was made before cannot be committed any more.
         self.notifiers.invalidate(&Invalidation {
             span,

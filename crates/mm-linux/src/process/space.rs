@@ -59,7 +59,9 @@ impl AddressSpace for Process {
     fn is_readable(&self, at: VirtAddr) -> bool {
         // What moved here a moment ago is not lost, though some of it is elsewhere.
         self.settle_events();
-        if let Some(part) = self.regions.find(at) {
+        if !self.is_inherited()
+            && let Some(part) = self.regions.find(at)
+        {
             let word = part.region.word(at.page()).get();
             if word.place != Place::System || !self.is_in_ram(at.page()) {
                 return true;
@@ -69,6 +71,9 @@ impl AddressSpace for Process {
             let read = ProcMem::open().and_then(|memory| memory.read(at, &mut [0]));
             read.is_ok_and(|read| read == 1)
         };
+        if self.is_inherited() {
+            return reads();
+        }
         // Registered once, and nobody's since: the kernel knows of no page, and asks us. It refuses to
         // be told as long as mappings change.
         (0..LOOKS).any(|look| {
@@ -89,7 +94,10 @@ impl AddressSpace for Process {
     }
 
     fn mirrored(&self, at: VirtAddr) -> Mirror {
-        self.regions.mirror(at)
+        match self.is_inherited() {
+            true => Mirror::Gap(Span::page_of(at)),
+            false => self.regions.mirror(at),
+        }
     }
 
     fn notifiers(&self) -> &Notifiers {
@@ -102,6 +110,7 @@ impl AddressSpace for Process {
         owner: OwnerId,
         ops: Arc<dyn DeviceMemoryOps<Self>>,
     ) -> Result<DeviceMemoryId, MmError> {
+        self.check_ours()?;
         self.memories.add(pages, owner, ops)
     }
 
@@ -140,6 +149,9 @@ impl AddressSpace for Process {
     }
 
     fn disarm(&self, span: Span, token: ArmToken) {
+        if self.is_inherited() {
+            return;
+        }
         for piece in span.blocks() {
             // All of it unmapped and forgotten meanwhile, perhaps replaced: nothing is registered for us.
             let Some(block) = self.lock_what_is_left(piece, token) else {
@@ -159,7 +171,9 @@ impl AddressSpace for Process {
     }
 
     fn unwatch(&self, span: Span, token: ArmToken) {
-        self.unwatch_mapping(span, token);
+        if !self.is_inherited() {
+            self.unwatch_mapping(span, token);
+        }
     }
 
     fn watched(&self, at: VirtAddr, token: ArmToken) -> Option<Span> {

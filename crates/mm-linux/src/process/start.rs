@@ -3,7 +3,7 @@
 use super::Process;
 use crate::delay::Delays;
 use crate::events::{self, Events};
-use crate::fork::{self, Gate};
+use crate::fork::{Birth, Gate, Starting};
 use crate::handler::{self, Crew};
 use crate::mover::{Mover, Remapper, UffdMover};
 use crate::regions::Regions;
@@ -65,6 +65,10 @@ type Means = (Box<dyn Mover>, Box<dyn FaultSource>);
 impl Process {
     /// Starts the engine's part of this process: handlers for faults, a staging pool, no memory yet.
     ///
+    /// Also in a child of fork, where engines of the parent are gone. POSIX promises such a child neither
+    /// memory nor threads before it calls exec; glibc lets it have both, unless another thread of the parent
+    /// held a lock of a library at the fork.
+    ///
     /// # Errors
     ///
     /// `NoRung` when the rung that was asked for is not to be had, `SignalsTaken`, `System`.
@@ -74,6 +78,8 @@ impl Process {
         if let Err(why) = offered.carries(rung) {
             return Err(StartError::NoRung { rung, why });
         }
+        // From before the first descriptor: a child has to end those of every engine.
+        let starting = Starting::begin();
         // What comes home on the last rung is a mapping of staging: it must be as the program's.
         let forked = rung == Rung::Signals;
         let staging = Staging::new(Thp::read(), forked);
@@ -91,7 +97,8 @@ impl Process {
             events: Events::new(),
             delays: Delays::new(),
             crew: Crew::new(),
-            gate: Gate::default(),
+            gate: Gate::new(),
+            birth: Birth::now(),
             counters: Counters::new(),
             rung,
             vmas: VmaTable::open().map_err(system("opening the mappings of the process"))?,
@@ -106,7 +113,7 @@ impl Process {
             SignalSource::serve(&process);
         }
         process.start_threads()?;
-        fork::watch(&process);
+        starting.done(&process);
         Ok(process)
     }
 

@@ -17,6 +17,7 @@ use super::{Arrival, FaultSink, FaultSource, Held};
 use crate::StartError;
 use crate::process::Process;
 use crate::sys::futex;
+use core::cell::UnsafeCell;
 use core::time::Duration;
 use gpusvm_guarded::{FaultInfo, HookVerdict};
 use gpusvm_mm::{AddressSpace, Place};
@@ -54,8 +55,36 @@ static WAITING: [Slot; SLOTS] = [const {
 /// Counts postings: handlers sleep on it.
 static BELL: AtomicU32 = AtomicU32::new(0);
 /// The engine on this rung. Read in the signal handler: written before its first page is away.
-static ENGINE: RwLock<Weak<Process>> = RwLock::new(Weak::new());
+static ENGINE: Engine = Engine(UnsafeCell::new(RwLock::new(Weak::new())));
 static TAKEN_BY_ONE: AtomicBool = AtomicBool::new(false);
+
+/// A lock that a child of fork has anew: a thread that is not there may hold the one that it got.
+struct Engine(UnsafeCell<RwLock<Weak<Process>>>);
+
+// SAFETY: a lock, that is exchanged only where there is one thread.
+unsafe impl Sync for Engine {}
+
+impl Engine {
+    fn get(&self) -> &RwLock<Weak<Process>> {
+        // SAFETY: exchanged only by `begin_anew`, when nobody has a reference.
+        unsafe { &*self.0.get() }
+    }
+}
+
+/// Forgets threads that wait, and the engine: they are the parent's.
+///
+/// # Safety
+///
+/// In a child of fork, as long as it has one thread; and not in a signal handler.
+pub(crate) unsafe fn begin_anew() {
+    for slot in &WAITING {
+        slot.state.store(FREE, Ordering::Relaxed);
+    }
+    // SAFETY: no other thread is there, and this one is not in a function of this file. What was there is
+    // not dropped: it may be held, and what it leads to is left alone.
+    unsafe { ENGINE.0.get().write(RwLock::new(Weak::new())) };
+    TAKEN_BY_ONE.store(false, Ordering::Release);
+}
 
 /// SIGSEGV in the place of userfaultfd.
 #[derive(Debug)]
@@ -89,7 +118,7 @@ impl SignalSource {
 
     /// Says whose pages are away.
     pub(crate) fn serve(process: &Arc<Process>) {
-        if let Ok(mut engine) = ENGINE.write() {
+        if let Ok(mut engine) = ENGINE.get().write() {
             *engine = Arc::downgrade(process);
         }
     }
@@ -188,7 +217,12 @@ fn answer(span: Span, verdict: u32) {
 fn on_fault(fault: &FaultInfo) -> HookVerdict {
     let at = VirtAddr::new(ByteSize::from_usize(fault.addr).get());
     // Written once, before any page is away; never waited for in a signal handler.
-    let Some(process) = ENGINE.try_read().ok().and_then(|engine| engine.upgrade()) else {
+    let Some(process) = ENGINE
+        .get()
+        .try_read()
+        .ok()
+        .and_then(|engine| engine.upgrade())
+    else {
         return HookVerdict::NotMine;
     };
     let verdict = judge(&process, at, fault.write);
@@ -248,11 +282,42 @@ fn wait_for(at: VirtAddr) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fork::Starting;
+    use crate::sys::testing::{Ended, Forks};
+    use std::sync::Barrier;
 
     /// Nobody serves this address: who sleeps on it looks again by and by, whether asked to or not.
     #[test]
     fn who_is_not_answered_looks_again() {
         let state = wait_for(VirtAddr::new(0x1000));
         assert!([POSTED, TAKEN, LET_GO, REFUSED].contains(&state), "{state}");
+    }
+
+    /// Other threads of the parent, in the middle of everything at the fork, are not there in the child.
+    #[test]
+    fn a_child_has_the_place_to_itself() {
+        let forks = Forks::lock();
+        drop(Starting::begin());
+        let is_held = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let taken = TAKEN_BY_ONE.swap(true, Ordering::AcqRel);
+                let engine = ENGINE.get().write().unwrap();
+                WAITING[7].state.store(CLAIMED, Ordering::Release);
+                is_held.wait();
+                is_held.wait();
+                WAITING[7].state.store(FREE, Ordering::Release);
+                drop(engine);
+                TAKEN_BY_ONE.store(taken, Ordering::Release);
+            });
+            is_held.wait();
+            let ended = forks.child(|| {
+                let is_free = |slot: &Slot| slot.state.load(Ordering::Acquire) == FREE;
+                let all = WAITING.iter().all(is_free) && ENGINE.get().try_write().is_ok();
+                i32::from(!all || SignalSource::install().is_err())
+            });
+            is_held.wait();
+            assert_eq!(ended, Ended::Exit(0));
+        });
     }
 }

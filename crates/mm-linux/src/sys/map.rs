@@ -91,7 +91,7 @@ impl Request {
     /// `ENOMEM`: no address space, or too many mappings. `EINVAL`: no length.
     pub(crate) fn map(self) -> Result<Mapping, Errno> {
         let len = self.len.pages().bytes();
-        let mapping = if self.aligned {
+        let mut mapping = if self.aligned {
             self.map_aligned(len)?
         } else {
             self.map_anywhere(len)?
@@ -105,6 +105,7 @@ impl Request {
         }
         if self.dont_fork {
             mapping.advise(Advice::LinuxDontFork)?;
+            mapping.owner = Some(std::process::id());
         }
         if self.locked {
             let flags = rustix::mm::MlockFlags::ONFAULT;
@@ -128,7 +129,7 @@ impl Request {
         }?;
         at.expose_provenance();
         let span = Span::from_len(VirtAddr::from(at), len).expect("whole pages at a page");
-        Ok(Mapping { span })
+        Ok(Mapping { span, owner: None })
     }
 
     /// Maps a block more than asked, and gives back what is outside.
@@ -149,7 +150,7 @@ impl Request {
         for piece in outside.into_iter().flatten() {
             unmap(piece);
         }
-        Ok(Mapping { span })
+        Ok(Mapping { span, owner: None })
     }
 }
 
@@ -163,8 +164,10 @@ fn ignore_invalid(result: Result<(), Errno>) -> Result<(), Errno> {
 /// A private anonymous mapping of our own.
 #[derive(Debug)]
 pub(crate) struct Mapping {
-    // INVARIANT: mapped, and nobody else unmaps it.
+    // INVARIANT: mapped, and nobody else unmaps it; in the process that has it.
     span: Span,
+    /// The process that has it, when its children do not: what they have there is theirs.
+    owner: Option<u32>,
 }
 
 impl Mapping {
@@ -207,7 +210,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        unmap(self.span);
+        if self.owner.is_none_or(|owner| owner == std::process::id()) {
+            unmap(self.span);
+        }
     }
 }
 
@@ -379,5 +384,29 @@ mod tests {
         unsafe { remap_away(staging.span(), home.span().start()) }.unwrap();
         core::mem::forget(staging);
         assert_eq!(home.load(ByteSize::kib(8)), 42);
+    }
+
+    /// Story: what a child had mapped in the place of a staging pool, which it did not get, went when the
+    /// child dropped the parent's engine.
+    #[test]
+    fn what_a_child_does_not_get_it_does_not_unmap() {
+        let forks = crate::sys::testing::Forks::lock();
+        let mapping = Request::new(ByteSize::kib(8)).dont_fork().map().unwrap();
+        let ended = forks.child(|| {
+            let span = mapping.span();
+            let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
+            let (at, len) = (pointer(span.start()), span.len().as_usize());
+            // SAFETY: nothing that is there is replaced.
+            let mapped = unsafe { rustix::mm::mmap_anonymous(at, len, ProtFlags::READ, flags) };
+            let is_free = mapped == Ok(at);
+            // SAFETY: it is not used in the child any more, which ends before it would be dropped again.
+            drop(unsafe { core::ptr::read(&raw const mapping) });
+            // Refused where nothing is mapped.
+            // SAFETY: changes no byte.
+            let is_there = unsafe { madvise(span, Advice::Normal) }.is_ok();
+            i32::from(!is_free || !is_there)
+        });
+        assert_eq!(ended, crate::sys::testing::Ended::Exit(0));
+        mapping.store(ByteSize::ZERO, 1);
     }
 }

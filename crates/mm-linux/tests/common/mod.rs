@@ -90,7 +90,7 @@ pub(crate) struct World {
     pub(crate) device: Arc<FakeDevice>,
     pub(crate) rung: Rung,
     _watchdog: Watchdog,
-    _alone: MutexGuard<'static, ()>,
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 impl World {
@@ -106,6 +106,16 @@ impl World {
             }
             Err(error) => panic!("{error}"),
         };
+        Some(Self::of(process, rung, Some(alone)))
+    }
+
+    /// In a child of fork, of a test that has a world: its own.
+    pub(crate) fn in_child(rung: Rung) -> Self {
+        let process = Process::start(Options { rung: Some(rung) }).unwrap();
+        Self::of(process, rung, None)
+    }
+
+    fn of(process: Arc<Process>, rung: Rung, alone: Option<MutexGuard<'static, ()>>) -> Self {
         let device = FakeDevice::new(DEVICE_PAGES);
         let ops = Arc::clone(&device);
         let id = process.add_device_memory(DEVICE_PAGES, OWNER, ops).unwrap();
@@ -127,13 +137,13 @@ impl World {
                 stats.panics,
             )
         });
-        Some(Self {
+        Self {
             process,
             device,
             rung,
             _watchdog: watchdog,
             _alone: alone,
-        })
+        }
     }
 
     pub(crate) fn is_signals(&self) -> bool {
@@ -252,6 +262,20 @@ pub(crate) fn forked(work: impl FnOnce() -> i32) -> libc::pid_t {
             pid
         }
     }
+}
+
+/// Runs `work` in a child that may do what it likes: allocate, start threads, fail an assertion, which says so
+/// and ends the child with 1.
+pub(crate) fn forked_to_work(work: impl FnOnce()) -> libc::pid_t {
+    forked(|| {
+        std::panic::set_hook(Box::new(|panic| {
+            let what = format!("in a child: {panic}\n");
+            // SAFETY: as many bytes as it has.
+            unsafe { libc::write(2, what.as_ptr().cast(), what.len()) };
+        }));
+        let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        i32::from(worked.is_err())
+    })
 }
 
 /// What a child ended with.
