@@ -87,6 +87,9 @@ type Passes = (usize, u32);
 /// Of how many engines one thread moves pages at the same time.
 const ENGINES_AT_ONCE: usize = 4;
 
+/// How often all pages are brought home before a fork, where others move them meanwhile.
+const ROUNDS: u32 = 4;
+
 const CLOSED: u32 = 1 << 31;
 
 impl Gate {
@@ -219,11 +222,20 @@ unsafe extern "C" fn prepare() {
     let closed: Vec<_> = engines.iter().filter_map(Weak::upgrade).collect();
     closed.iter().for_each(|engine| engine.gate.close());
     for engine in &closed {
-        // Pages that this thread moved are brought home to where they are now.
-        engine.settle_events();
-        engine.bring_all_home(Wanted::Fork);
+        bring_home_for_a_child(engine);
     }
     FORK.set(Some(Fork { engines, closed }));
+}
+
+/// Pages that were moved are brought home to where they are now; and those that move meanwhile, so often.
+fn bring_home_for_a_child(engine: &Process) {
+    for _ in 0..ROUNDS {
+        engine.settle_events();
+        engine.bring_all_home(Wanted::Fork);
+        if !engine.has_pages_away() {
+            return;
+        }
+    }
 }
 
 unsafe extern "C" fn parent() {

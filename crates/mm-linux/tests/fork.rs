@@ -9,7 +9,7 @@
 mod common;
 
 use common::memory::{self, Pages, pages};
-use common::{OWNER, World, exit_code, forked, forked_to_work};
+use common::{Meanwhile, OWNER, World, exit_code, forked, forked_to_work};
 use gpusvm_mm::{AddressSpace, Block, Mirror, MmError, Outbound};
 use gpusvm_mm_linux::{AdoptError, Allocation, Options, Process};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount};
@@ -25,6 +25,7 @@ on_every_rung!(
     a_fork_in_a_migration_loop,
     two_threads_fork,
     nobody_listens_after_the_end_nor_in_a_child,
+    what_moves_while_pages_come_home_for_a_child_is_in_it,
     a_child_has_an_engine_of_its_own,
     a_grandchild_sees_the_data_and_has_an_engine_of_its_own,
     a_child_goes_on_with_its_parents_memory,
@@ -161,6 +162,29 @@ fn two_threads_fork(world: &World) {
     });
     memory::load(memory.span().start());
     memory.check(1);
+}
+
+/// Pages are brought home for a child, and the program moves others that are on the device meanwhile, to
+/// where nobody looks any more.
+fn what_moves_while_pages_come_home_for_a_child_is_in_it(world: &World) {
+    if world.is_signals() {
+        return;
+    }
+    let memory = world.memory(ByteSize::mib(4), Pages::Base);
+    world.out(memory.span());
+    let [first, last] = [0, 2].map(|mib| memory.part(ByteSize::mib(mib), BLOCK_SIZE));
+    let there = memory::map(BLOCK_SIZE);
+    let meanwhile = Meanwhile::new(move || memory::remap(last, there.start(), false));
+    let notifiers = world.process.notifiers();
+    let notifier = notifiers.subscribe(first, meanwhile);
+    let wanted = memory::value(1, last.start().get());
+    let child = forked(|| i32::from(memory::load(there.start()) != wanted));
+    assert_eq!(exit_code(child), 0, "the child reads something else");
+    notifiers.unsubscribe(&notifier);
+    assert_eq!(memory::load(there.start()), wanted);
+    memory::unmap(first);
+    memory::unmap(there);
+    world.process.settle_events();
 }
 
 /// Or whoever unmaps what stayed registered, of which nobody knew, waits for ever.

@@ -10,12 +10,11 @@
 mod common;
 
 use common::memory::{self, Memory, Pages, check_moved, check_zero};
-use common::{OWNER, World, exit_code, forked};
-use gpusvm_mm::{AddressSpace, Block, IntervalNotifier, Invalidation, Mirror, Outbound};
-use gpusvm_mm::{MmError, Reason, Subscriber};
+use common::{Meanwhile, OWNER, World, exit_code, forked};
+use gpusvm_mm::{AddressSpace, Block, Mirror, MmError, Outbound};
 use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount, PageIndex, Span};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 on_userfaultfd_rungs!(
@@ -137,33 +136,14 @@ fn moved_from_the_device_onto_memory_that_is_collected(world: &World) {
     end_moved(world, below.span());
 }
 
-/// Something to do while devices are flushed for the first time.
-struct Meanwhile(Mutex<Option<Box<dyn FnOnce() + Send>>>);
-
-impl core::fmt::Debug for Meanwhile {
-    fn fmt(&self, out: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        out.write_str("Meanwhile")
-    }
-}
-
-impl Subscriber for Meanwhile {
-    fn invalidate(&self, _: &IntervalNotifier, event: &Invalidation) {
-        if matches!(event.reason, Reason::Migrate(_))
-            && let Some(act) = self.0.lock().unwrap().take()
-        {
-            act();
-        }
-    }
-}
-
 /// Pages were marked to be taken out, and others are there when they are taken.
 fn what_arrives_while_devices_are_flushed_is_not_taken(world: &World) {
     let (below, above) = (own(world, BLOCK_SIZE), own(world, BLOCK_SIZE));
     below.fill(1);
     above.fill(6);
     let (from, to) = (above.span(), below.span());
-    let act = Box::new(move || memory::remap(from, to.start(), false));
-    let meanwhile = Arc::new(Meanwhile(Mutex::new(Some(act))));
+    let act = move || memory::remap(from, to.start(), false);
+    let meanwhile = Meanwhile::new(act);
     let notifiers = world.process.notifiers();
     let notifier = notifiers.subscribe(to, meanwhile);
     assert_eq!(world.out(to), PageCount::ZERO);
@@ -188,12 +168,12 @@ fn what_is_written_while_devices_are_flushed_after_it_was_dropped_is_not_lost(wo
         memory::store(span.start(), 7);
         done.store(true, Ordering::SeqCst);
     };
-    let act = Box::new(move || {
+    let act = move || {
         std::thread::spawn(writer);
         // It may have to wait for the block.
         std::thread::sleep(Duration::from_millis(100));
-    });
-    let meanwhile = Arc::new(Meanwhile(Mutex::new(Some(act))));
+    };
+    let meanwhile = Meanwhile::new(act);
     let notifiers = world.process.notifiers();
     let notifier = notifiers.subscribe(span, meanwhile);
     world.out(span);

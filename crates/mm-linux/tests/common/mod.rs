@@ -13,7 +13,10 @@ pub(crate) mod device;
 pub(crate) mod memory;
 
 use device::FakeDevice;
-use gpusvm_mm::{AddressSpace, Block, Home, MmError, Outbound, Source};
+use gpusvm_mm::{
+    AddressSpace, Block, Home, IntervalNotifier, Invalidation, MmError, Outbound, Reason,
+};
+use gpusvm_mm::{Source, Subscriber};
 use gpusvm_mm_linux::{Options, Process, Rung, StartError};
 use gpusvm_testkit::{Watchdog, unavailable};
 use gpusvm_types::{ByteSize, OwnerId, PageCount, PageIndex, Span, VirtAddr};
@@ -235,6 +238,31 @@ impl Drop for World {
 /// What became of the pages of a collection, for assertions.
 pub(crate) fn count(sources: &[Source], which: impl Fn(&Source) -> bool) -> usize {
     sources.iter().filter(|source| which(source)).count()
+}
+
+/// Something to do while devices are flushed for the first time.
+pub(crate) struct Meanwhile(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Meanwhile {
+    pub(crate) fn new(act: impl FnOnce() + Send + 'static) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some(Box::new(act)))))
+    }
+}
+
+impl core::fmt::Debug for Meanwhile {
+    fn fmt(&self, out: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        out.write_str("Meanwhile")
+    }
+}
+
+impl Subscriber for Meanwhile {
+    fn invalidate(&self, _: &IntervalNotifier, event: &Invalidation) {
+        if matches!(event.reason, Reason::Migrate(_))
+            && let Some(act) = self.0.lock().unwrap().take()
+        {
+            act();
+        }
+    }
 }
 
 /// Polls until `done`, for events that another thread handles.
