@@ -153,8 +153,8 @@ impl Svm {
     }
 
     /// Shares memory of the program's own: the whole pages in `len` bytes at `pointer`, which must be
-    /// private, anonymous and writable, like a large `Vec` or an `mmap`. It stays the program's, to
-    /// use and to unmap.
+    /// private, anonymous and readable, like a large `Vec` or an `mmap`. It stays the program's, to
+    /// use, to protect ([`Svm::protect`]) and to unmap.
     ///
     /// # Errors
     ///

@@ -36,9 +36,9 @@ pub enum AdoptError {
         /// The mapping that is not.
         mapping: Span,
     },
-    /// It could not be put back where it is read-only.
-    #[error("{mapping} is not writable")]
-    NotWritable {
+    /// Nobody may read it, so no device may: let it be read first.
+    #[error("{mapping} is not readable")]
+    NotReadable {
         /// The mapping that is not.
         mapping: Span,
     },
@@ -124,7 +124,10 @@ impl Process {
     }
 
     /// Mirrors memory of the program: the whole pages in `len` bytes at `at`, which must be private,
-    /// anonymous and writable. It stays the program's, to use and to unmap.
+    /// anonymous and readable. It stays the program's, to use and to unmap.
+    ///
+    /// Memory that can be read only migrates as well: by a copy, since the kernel moves only what can be
+    /// written. What may be done with it can change at any time ([`Process::protect`]).
     ///
     /// What of the span was adopted before is taken over: it comes home, and the earlier adoption ends.
     /// It can be other memory by now, since no event tells of memory that is unmapped while no device
@@ -218,8 +221,8 @@ impl Process {
             if vma.kind != VmaKind::PrivateAnonymous {
                 return Err(AdoptError::NotAnonymous { mapping: vma.span });
             }
-            if !vma.writable {
-                return Err(AdoptError::NotWritable { mapping: vma.span });
+            if !vma.readable {
+                return Err(AdoptError::NotReadable { mapping: vma.span });
             }
             at = vma.span.end();
         }
