@@ -150,6 +150,7 @@ const fn errno_of(error: &AdoptError) -> i32 {
         AdoptError::Unmapped { .. } => 2, // ENOENT
         AdoptError::NotAnonymous { .. } | AdoptError::Taken { .. } => 16, // EBUSY
         AdoptError::NotReadable { .. } => 14, // EFAULT
+        AdoptError::FileNotWatched { .. } => 95, // EOPNOTSUPP
         AdoptError::Overlaps { .. } => 17, // EEXIST
         AdoptError::NoMemory { .. } => 12, // ENOMEM
         AdoptError::Gone => 14,           // EFAULT

@@ -153,7 +153,8 @@ impl Svm {
     }
 
     /// Shares memory of the program's own: the whole pages in `len` bytes at `pointer`, which must be
-    /// private, anonymous and readable, like a large `Vec` or an `mmap`. It stays the program's, to
+    /// private and readable: anonymous, like a large `Vec` or an `mmap`, or of shared memory (`memfd`, a file
+    /// of tmpfs), of which what the program has written migrates. It stays the program's, to
     /// use, to protect ([`Svm::protect`]) and to unmap.
     ///
     /// # Errors

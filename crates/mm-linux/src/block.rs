@@ -139,9 +139,9 @@ impl<'a> BlockGuard<'a> {
     pub(crate) fn register(&self, piece: Span) -> Result<(), rustix::io::Errno> {
         let registered = &self.state().registered;
         if registered.load(Ordering::Relaxed) {
-            return self.process.mover.arm(piece);
+            return self.process.mover.arm(piece, self.region.behind());
         }
-        if let Err(errno) = self.process.mover.arm(piece) {
+        if let Err(errno) = self.process.mover.arm(piece, self.region.behind()) {
             self.process.mover.disarm(piece);
             if self.state().watched.load(Ordering::Relaxed) {
                 // Best effort: what refused one registration may refuse another.
@@ -151,7 +151,7 @@ impl<'a> BlockGuard<'a> {
         }
         for rest in self.parts().flat_map(|part| part.without(piece)).flatten() {
             // Of another part nobody may have heard that it went, or what is there by now.
-            let _ = self.process.mover.arm(rest);
+            let _ = self.process.mover.arm(rest, self.region.behind());
         }
         registered.store(true, Ordering::Relaxed);
         Ok(())

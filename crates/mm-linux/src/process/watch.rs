@@ -98,7 +98,7 @@ impl BlockGuard<'_> {
     fn watch(&self, piece: Span) -> Result<(), Errno> {
         let (state, mover) = (self.state(), &self.process.mover);
         if state.registered.load(Ordering::Relaxed) {
-            mover.arm(piece)?;
+            mover.arm(piece, self.region.behind())?;
         } else {
             match mover.watch(piece) {
                 // There is no write protection: so it is heard of by missing pages.
