@@ -16,6 +16,7 @@ use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount, Span};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 on_userfaultfd_rungs!(
     read_only_memory_goes_and_comes,
@@ -29,6 +30,7 @@ on_userfaultfd_rungs!(
     a_private_file_that_is_cut_off_ends_its_pages,
     a_child_of_fork_sees_private_pages_of_a_file,
     private_pages_of_a_file_move_with_their_mapping,
+    no_write_to_a_private_file_is_lost,
     private_pages_of_a_file_are_protected_for_copies,
     one_adoption_of_two_kinds,
     files_that_are_not_watched_are_refused,
@@ -390,6 +392,47 @@ fn private_pages_of_a_file_move_with_their_mapping(world: &World) {
     assert_eq!(memory::load(part(to, 100, 1).start()), value(100));
     world.process.disarm(private.span, token);
     end(world, to, there);
+}
+
+/// While pages go and come, others write them, and drop some: no write is lost, and nothing old comes back.
+fn no_write_to_a_private_file_is_lost(world: &World) {
+    let private = Private::new(512);
+    let span = private.span;
+    fill(span, 0);
+    let (counted, dropped) = (private.part(0, 64), private.part(64, 64));
+    counted
+        .pages()
+        .for_each(|page| memory::store(page.start(), 0));
+    let token = mirrored(world, span);
+    let is_over = AtomicBool::new(false);
+    let rounds = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut rounds = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                for page in counted.pages() {
+                    memory::store(page.start(), memory::load(page.start()) + 1);
+                }
+                let page = part(dropped, rounds % 64, 1);
+                memory::store(page.start(), rounds);
+                memory::advise(page, libc::MADV_DONTNEED).unwrap();
+                assert_eq!(memory::load(page.start()), ONES, "round {rounds}");
+                rounds += 1;
+            }
+            rounds
+        });
+        for _ in 0..200 {
+            world.out(private.part(0, 512));
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+        is_over.store(true, Ordering::Relaxed);
+        writer.join().unwrap()
+    });
+    for page in counted.pages() {
+        assert_eq!(memory::load(page.start()), rounds, "{page:?}");
+    }
+    check(private.part(128, 384), 0);
+    assert_eq!(private.byte_in_file(0), 1);
+    end(world, span, token);
 }
 
 /// Those that are read in copies: the file's are not, and a write of the others is caught.
