@@ -6,6 +6,7 @@ use crate::on_rungs;
 use crate::protects::is_not_permitted;
 use crate::{BLOCK, PAGE};
 use gpusvm::{AdoptError, ByteSize, Error, Protection, SvmPtr};
+use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 
@@ -74,24 +75,58 @@ fn memory_that_nobody_may_read_is_not_adopted() {
     });
 }
 
+/// Brought to the device before it asks: memory that was never touched and can only be read, and the program's
+/// pages of a file.
+#[test]
+fn memory_of_other_kinds_is_prefetched() {
+    on_rungs(true, |svm| {
+        let map = Map::new(BLOCK, true);
+        protect(&map, libc::PROT_READ);
+        let file = file_of_zeroes();
+        let private = private_map(&file);
+        private.bytes().fill(7);
+        for (map, sum) in [(&map, 0), (&private, 0x0707_0707_0707_0707)] {
+            let adopted = svm.adopt(map.at, LEN).unwrap();
+            svm.prefetch(0, map.at, LEN).unwrap().wait().unwrap();
+            assert_eq!(svm.stats().pages_on_devices, PAGES as u64);
+            let p = SvmPtr::from(map.at.cast::<u64>());
+            assert_eq!(sum_on_device(svm, p, 1), sum);
+            // SAFETY: our own mapping.
+            assert_eq!(unsafe { p.as_ptr().read_volatile() }, sum);
+            drop(adopted);
+            assert_eq!(svm.stats().pages_on_devices, 0);
+        }
+    });
+}
+
+fn file_of_zeroes() -> File {
+    // SAFETY: a name of our own.
+    let fd = unsafe { libc::memfd_create(c"gpusvm-kinds".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(fd >= 0);
+    // SAFETY: just opened, and nobody else's.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.write_all_at(&vec![0; BLOCK], 0).unwrap();
+    file
+}
+
+/// A private mapping of a block of the file.
+fn private_map(file: &File) -> Map {
+    let map = Map::new(BLOCK, false);
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+    let (at, fd) = (map.at.cast(), file.as_raw_fd());
+    // SAFETY: over memory of our own, which is empty.
+    let mapped = unsafe { libc::mmap(at, BLOCK, access, flags, fd, 0) };
+    assert_eq!(mapped, at);
+    map
+}
+
 /// A private mapping of a file in memory: what the program has written migrates, the file is as it was.
 #[test]
 fn private_pages_of_a_file_go_to_the_device() {
     on_rungs(true, |svm| {
-        // SAFETY: a name of our own.
-        let fd = unsafe { libc::memfd_create(c"gpusvm-kinds".as_ptr(), libc::MFD_CLOEXEC) };
-        assert!(fd >= 0);
-        // SAFETY: just opened, and nobody else's.
-        let file = unsafe { std::fs::File::from_raw_fd(fd) };
-        file.write_all_at(&vec![0; BLOCK], 0).unwrap();
-        let map = Map::new(BLOCK, false);
-        let (access, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_FIXED,
-        );
-        let (at, fd) = (map.at.cast(), file.as_raw_fd());
-        // SAFETY: over memory of our own, which is empty.
-        assert_eq!(unsafe { libc::mmap(at, BLOCK, access, flags, fd, 0) }, at);
+        let file = file_of_zeroes();
+        let map = private_map(&file);
         let p = SvmPtr::from(map.at.cast::<u64>());
         let adopted = svm.adopt(map.at, LEN).unwrap();
         // Nothing is written yet: it is used in place.
