@@ -149,7 +149,8 @@ const fn errno_of(error: &AdoptError) -> i32 {
     match error {
         AdoptError::Unmapped { .. } => 2, // ENOENT
         AdoptError::NotAnonymous { .. } | AdoptError::Taken { .. } => 16, // EBUSY
-        AdoptError::NotWritable { .. } => 1, // EPERM
+        AdoptError::NotReadable { .. } => 14, // EFAULT
+        AdoptError::FileNotWatched { .. } => 95, // EOPNOTSUPP
         AdoptError::Overlaps { .. } => 17, // EEXIST
         AdoptError::NoMemory { .. } => 12, // ENOMEM
         AdoptError::Gone => 14,           // EFAULT

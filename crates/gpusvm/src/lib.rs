@@ -37,9 +37,9 @@
 //!
 //! # What is shared
 //!
-//! Memory from [`Svm::alloc_slice`], and private anonymous memory that was [adopted](Svm::adopt), moves
-//! between RAM and the device. Everything else (the stack, small boxes, files) is read and written in
-//! place by devices that reach RAM.
+//! Memory from [`Svm::alloc_slice`], and private memory that was [adopted](Svm::adopt), moves between RAM
+//! and the device. Everything else (the stack, small boxes, shared files) is read and written in place by
+//! devices that reach RAM.
 //!
 //! # Errors
 //!

@@ -167,8 +167,10 @@ impl Svm {
     }
 
     /// Shares memory of the program's own: the whole pages in `len` bytes at `pointer`, which must be
-    /// private, anonymous and writable, like a large `Vec` or an `mmap`. It stays the program's, to
-    /// use and to unmap. To move more than 2 MiB of it with one `mremap`, see [`Svm::adopt_as_one`].
+    /// private and readable: anonymous, like a large `Vec` or an `mmap`, or of shared memory (`memfd`, a file
+    /// of tmpfs), of which what the program has written migrates. It stays the program's, to
+    /// use, to protect ([`Svm::protect`]) and to unmap. To move more than 2 MiB of it with one `mremap`, see
+    /// [`Svm::adopt_as_one`].
     ///
     /// # Errors
     ///

@@ -30,7 +30,7 @@ use crate::block::BlockGuard;
 use crate::outbound::runs;
 use crate::process::Process;
 use crate::region::Region;
-use gpusvm_mm::{AddressSpace, VmaKind};
+use gpusvm_mm::AddressSpace;
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
 use gpusvm_sync::{Arc, Mutex, MutexGuard};
 use gpusvm_types::Span;
@@ -86,7 +86,7 @@ impl Process {
                 return;
             };
             if let Some(there) = vma.span.intersection(left)
-                && vma.kind == VmaKind::PrivateAnonymous
+                && vma.kind.can_migrate()
             {
                 each(there);
             }
@@ -102,7 +102,7 @@ impl BlockGuard<'_> {
         // one mapping again.
         self.register_all();
         let registered = &self.state().registered;
-        match self.process.mover.arm(piece) {
+        match self.process.mover.arm(piece, self.region.behind()) {
             Ok(()) => registered.store(true, Ordering::Relaxed),
             Err(errno) => {
                 if !registered.load(Ordering::Relaxed) {
@@ -123,7 +123,7 @@ impl BlockGuard<'_> {
             let words = region.words_in(part.span);
             for run in runs(part.span, |i| !words[i].get().unmapped) {
                 process.each_private(run, |there| {
-                    if process.mover.arm(there).is_ok() {
+                    if process.mover.arm(there, region.behind()).is_ok() {
                         for piece in there.blocks() {
                             let state = region.block(piece.start());
                             state.registered.store(true, Ordering::Relaxed);

@@ -139,12 +139,12 @@ impl<'a> BlockGuard<'a> {
     pub(crate) fn register(&self, piece: Span) -> Result<(), rustix::io::Errno> {
         let registered = &self.state().registered;
         if registered.load(Ordering::Relaxed) {
-            return self.process.mover.arm(piece);
+            return self.process.mover.arm(piece, self.region.behind());
         }
         if self.region.as_one.is_on() {
             return self.register_as_one(piece);
         }
-        if let Err(errno) = self.process.mover.arm(piece) {
+        if let Err(errno) = self.process.mover.arm(piece, self.region.behind()) {
             self.process.mover.disarm(piece);
             if self.state().watched.load(Ordering::Relaxed) {
                 // Best effort: what refused one registration may refuse another.
@@ -156,7 +156,7 @@ impl<'a> BlockGuard<'a> {
             let words = self.region.words_in(rest);
             for run in runs(rest, |i| !words[i].get().unmapped) {
                 // Of another part nobody may have heard that it went, or what is there by now.
-                let _ = self.process.mover.arm(run);
+                let _ = self.process.mover.arm(run, self.region.behind());
             }
         }
         registered.store(true, Ordering::Relaxed);

@@ -5,19 +5,20 @@
 //!     |- an engine's own thread: it must not wait; the page is a hole: zeroes           (at once)
 //!     |- the block is busy: whoever holds it wakes the thread when it is done          (at once)
 //!     |- the page is read in copies: nobody reads them any more, and it can be written
-//!     |- the page is RAM's: never touched, or dropped: zeroes
+//!     |- the page is RAM's: never touched, or dropped: zeroes, or the page of the file behind
 //!     |- the page lives on a device: its owner brings it home, or says when
 //!     `- it cannot come home: a bus error, never a hang
 //! ```
 
 use crate::block::BlockGuard;
 use crate::process::Process;
+use crate::region::{Behind, Region};
 use crate::source::Arrival;
 use crate::stats::Counters;
 use core::time::Duration;
 use gpusvm_mm::{AddressSpace, Block, CpuFault, FaultOutcome, Place, Reason, Time, Wanted};
 use gpusvm_sync::Arc;
-use gpusvm_types::{ByteSize, PageIndex, Span, VirtAddr};
+use gpusvm_types::{ByteSize, PAGE_SIZE, PageIndex, Span, VirtAddr};
 
 /// What becomes of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,9 +76,13 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
         // and it may be about to be taken.
         || block.is_breaker(tid);
     // Dropped while it is read in copies: that is heard of in a moment, and no write goes unheard.
-    let fill = || match word.protected {
-        true => process.mover.zero_fill_protected(page),
-        false => drop(process.mover.zero_fill(page)),
+    let fill = || {
+        let of_file = from_file(process, &part.region, page, word.protected);
+        match (of_file, word.protected) {
+            (Some(_), _) => {}
+            (None, true) => process.mover.zero_fill_protected(page),
+            (None, false) => drop(process.mover.zero_fill(page)),
+        }
     };
     if cannot_wait {
         fill();
@@ -172,7 +177,12 @@ fn is_away(block: &BlockGuard<'_>, at: VirtAddr) -> bool {
 /// Fills the chunk around a page that the kernel has no page for.
 fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
     gpusvm_sync::walk!("zero_fill");
-    let chunk = Span::chunk_of(page.start(), ZERO_CHUNK);
+    // Behind a file, the pages around are not holes as this one is.
+    let size = match block.region.behind() {
+        Behind::Zeroes => ZERO_CHUNK,
+        Behind::File => PAGE_SIZE,
+    };
+    let chunk = Span::chunk_of(page.start(), size);
     let chunk = chunk
         .intersection(block.span())
         .unwrap_or_else(|| Span::page_of(page.start()));
@@ -189,10 +199,12 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
     for run in crate::outbound::runs(chunk, |i| {
         is_hole(first + gpusvm_types::PageCount::from_usize(i))
     }) {
-        if process.mover.zero_fill(run) {
-            Counters::count(&process.counters.zero_fills);
-        } else {
-            is_there |= run.contains(page.start());
+        match from_file(process, &block.region, run, false) {
+            Some(true) => {}
+            None if process.mover.zero_fill(run) => {
+                Counters::count(&process.counters.zero_fills);
+            }
+            _ => is_there |= run.contains(page.start()),
         }
     }
     // What follows may wait for an event.
@@ -203,6 +215,15 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
         process.mover.release(Span::page_of(page.start()));
     }
     process.mover.wake(Span::page_of(page.start()));
+}
+
+/// The page of the file that a private mapping shows where the program has written none. `None` if there is
+/// no such page: then it is zeroes.
+fn from_file(process: &Process, region: &Region, page: Span, protected: bool) -> Option<bool> {
+    match region.behind() {
+        Behind::Zeroes => None,
+        Behind::File => process.mover.fill_from_file(page, protected),
+    }
 }
 
 /// Nothing is mirrored there: it was moved a moment ago, or unmapped.
@@ -218,8 +239,11 @@ pub(crate) fn serve_unknown(process: &Process, arrival: &Arrival) -> Option<Urge
     }
     let page = Span::page_of(at);
     if arrival.told == process.events_told() {
-        // Registered, but nobody's: armed once and moved away since. The kernel knows of no page.
-        process.mover.zero_fill(page);
+        // Registered, but nobody's: armed once and moved away since. The kernel knows of no page, unless a
+        // file has one.
+        if process.mover.fill_from_file(page, false).is_none() {
+            process.mover.zero_fill(page);
+        }
     } else {
         // Whoever touched it may have been woken before, and what was there may have gone: userfaultfd would
         // fill whatever is there by now, also what another engine has registered. Who waits faults again.

@@ -11,6 +11,7 @@ use crate::mover::Filled;
 use crate::outbound::runs;
 use crate::patience::Patience;
 use crate::process::Process;
+use crate::region::Behind;
 use crate::staging::{Content, Slot, Want};
 use gpusvm_mm::{Block, DevicePage, Freed, Inbound, Leaving, MmError, Place, Reason};
 use gpusvm_sync::atomic::Ordering;
@@ -149,6 +150,11 @@ impl<'b> LinuxInbound<'b> {
             {
                 // Filled, or not to come home any more.
                 None => return Ok(()),
+                // The file was cut off there, which ends the program's pages too.
+                Some(Errno::FAULT) if self.block.region.behind() == Behind::File => {
+                    self.settle(page, freed);
+                    return Ok(());
+                }
                 // What is there stays there, and what is here, here. A mark of poison is no page.
                 Some(Errno::EXIST) => return Err(Errno::EXIST),
                 Some(errno) if !patience.wait() => return Err(errno),

@@ -66,7 +66,7 @@ impl BlockGuard<'_> {
             Listening::ToItsEnd => process.mover.unwatch(piece),
         };
         let begin = |piece: Span| match what {
-            Listening::ToTouches => process.mover.arm(piece),
+            Listening::ToTouches => process.mover.arm(piece, self.region.behind()),
             Listening::ToItsEnd => process.mover.watch(piece),
         };
         try_often(|| {

@@ -7,12 +7,15 @@
 //! ```
 
 mod pages; // some of the pages of a span
+mod of_file; // which of them are a file's
 
-pub(crate) use pages::runs;
+pub(crate) use of_file::{keep_holes, pages_of_file};
+pub(crate) use pages::{PageSet, runs};
 
 use crate::block::BlockGuard;
 use crate::mover::{Filled, Taken};
 use crate::patience::Patience;
+use crate::region::Behind;
 use crate::staging::{Content, Slot};
 use gpusvm_mm::{
     AddressSpace, Block, DevicePage, Freed, KeptReason, MmError, Outbound, Place, Reason, Source,
@@ -20,7 +23,7 @@ use gpusvm_mm::{
 };
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{OwnerId, PAGES_PER_BLOCK, PageCount, PageIndex, Span, VirtAddr};
-use pages::{PageSet, indices};
+use pages::indices;
 use rustix::io::Errno;
 
 /// Pages that were taken out of the process.
@@ -94,6 +97,7 @@ impl<'b> LinuxOutbound<'b> {
     /// Marks the words of the pages that can be taken.
     fn mark(&mut self, peers: &mut dyn FnMut(PageIndex, DevicePage) -> bool) -> Marked {
         let region = &self.block.region;
+        let of_file = of_file::pages_of_file(self.block, self.span);
         let mut marked = Marked::Nothing;
         for (i, word) in region.words_in(self.span).iter().enumerate() {
             let page = self.span.first_page() + PageCount::from_usize(i);
@@ -116,6 +120,7 @@ impl<'b> LinuxOutbound<'b> {
                 }
                 _ if state.unmapped => Source::Kept(KeptReason::Unmapped),
                 _ if state.dropped => Source::Kept(KeptReason::Dropped),
+                _ if of_file.contains(i) => Source::Kept(KeptReason::OfFile),
                 Place::System | Place::Collected => {
                     if word.mark_collected().protected {
                         self.was_protected.insert(i..i + 1);
@@ -198,6 +203,10 @@ impl<'b> LinuxOutbound<'b> {
             Ok(Taken::InPlace) => self.in_place.insert(indices(self.span, run)),
             Err(_) => sources.fill(Source::Kept(KeptReason::Busy)),
         }
+        if block.region.behind() == Behind::File {
+            // Gone since it was looked at, without a word: its file was cut off, and it is the file's again.
+            of_file::keep_holes(sources);
+        }
         // What could not be taken lives where it lived.
         for (word, source) in block.region.words_in(run).iter().zip(sources) {
             if !source.is_collected() {
@@ -245,6 +254,10 @@ impl<'b> LinuxOutbound<'b> {
     fn discard(&self, run: Span) -> bool {
         let (process, state) = (self.block.process, self.block.state());
         let is_done = process.mover.settle(run, state);
+        if self.block.region.behind() == Behind::File {
+            // Where there is a file, protection stays behind without a page.
+            process.mover.release(run);
+        }
         if state.expects_removes() {
             // The events were read, but not yet told apart from those of the next removal.
             process.source.fence();

@@ -14,7 +14,7 @@ use crate::source::FaultSource;
 use crate::staging::Staging;
 use crate::stats::Counters;
 use crate::sys::map::Mapping;
-use crate::sys::pagemap::PageMap;
+use crate::sys::pagemap::{PageMap, Region as PageRegion, Scanned};
 use crate::sys::probe::Rung;
 use crate::sys::procmap::VmaTable;
 use gpusvm_mm::{AddressSpace, FaultOutcome, Home, Memories, Notifiers, Place, Wanted};
@@ -298,6 +298,15 @@ impl Process {
                 region.word(page).saw_hole();
             }
         }
+    }
+
+    /// The runs of pages of `span` that are in RAM, as many as fit.
+    pub(crate) fn scan(
+        &self,
+        span: Span,
+        out: &mut [PageRegion],
+    ) -> Result<Scanned, rustix::io::Errno> {
+        self.pages.scan(span, out)
     }
 
     /// Whether the page has something in RAM, as the kernel sees it.

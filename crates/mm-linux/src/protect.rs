@@ -15,7 +15,8 @@
 //! (`crate::fault`). That is so for a moment after a remap, and when an unprotection was cut short.
 
 use crate::block::BlockGuard;
-use crate::outbound::runs;
+use crate::outbound::{keep_holes, pages_of_file, runs};
+use crate::region::Behind;
 use crate::stats::Counters;
 use gpusvm_mm::{Block, KeptReason, MmError, Place, Reason, Source, WordState};
 use gpusvm_types::{PAGES_PER_BLOCK, PageIndex, Span};
@@ -56,6 +57,9 @@ impl BlockGuard<'_> {
                     errno: errno.raw_os_error(),
                 });
             }
+            if self.region.behind() == Behind::File {
+                self.keep_what_is_of_file(run, there);
+            }
         }
         Counters::count(&self.process.counters.protections);
         Ok(())
@@ -63,6 +67,10 @@ impl BlockGuard<'_> {
 
     /// What was never touched becomes the zero page, so that a first write of it is caught.
     fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
+        if self.region.behind() == Behind::File {
+            // Only pages that are there were chosen: what went since is the file's again.
+            return Ok(());
+        }
         // What moved here is marked, or no page is filled: from here on, no move is heard of, and none ends.
         let _held = self.process.source.hold();
         let words = self.region.words_in(run);
@@ -70,9 +78,21 @@ impl BlockGuard<'_> {
         pieces.try_for_each(|piece| self.process.mover.fill_gaps(piece))
     }
 
+    /// Pages that have gone since they were chosen, and are the file's now.
+    fn keep_what_is_of_file(&self, run: Span, sources: &mut [Source]) {
+        keep_holes(sources);
+        for (page, source) in run.pages().zip(sources) {
+            if !source.is_collected() {
+                self.process.mover.release(Span::page_of(page.start()));
+                self.region.word(page).unprotect();
+            }
+        }
+    }
+
     /// Marks the pages in RAM, and says which are news; the others are `Kept`.
     fn mark_protected(&self, span: Span, sources: &mut [Source], news: &mut [bool]) {
         let words = self.region.words_in(span);
+        let of_file = pages_of_file(self, span);
         for (i, page) in span.pages().enumerate() {
             if words[i].get().dropped {
                 let page = Span::page_of(page.start());
@@ -86,6 +106,7 @@ impl BlockGuard<'_> {
                 _ if state.unmapped => Source::Kept(KeptReason::Unmapped),
                 _ if state.dropped => Source::Kept(KeptReason::Dropped),
                 Place::Collected => Source::Kept(KeptReason::Busy),
+                Place::System if of_file.contains(i) => Source::Kept(KeptReason::OfFile),
                 Place::System => {
                     news[i] = words[i].protect();
                     Source::Hole

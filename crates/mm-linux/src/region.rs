@@ -21,10 +21,20 @@ use gpusvm_sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering}
 use gpusvm_types::{BLOCK_SHIFT, ByteSize, PAGES_PER_BLOCK, PageIndex, Span, VirtAddr};
 use rustix::io::Errno;
 
+/// What a page is that nobody has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Behind {
+    /// Zeroes.
+    Zeroes,
+    /// The page of a file, which a private mapping shows until the page is written.
+    File,
+}
+
 /// One mirrored mapping, as it was when it was made. Parts may be gone: see the region table.
 #[derive(Debug)]
 pub(crate) struct Region {
     span: Span,
+    behind: Behind,
     /// Tells it from others that were at its address before.
     token: ArmToken,
     /// Whether its blocks are registered together.
@@ -114,12 +124,13 @@ impl Region {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(span: Span) -> Result<Self, Errno> {
+    pub(crate) fn new(span: Span, behind: Behind) -> Result<Self, Errno> {
         let words = ByteSize::from_usize(span.page_count().as_usize() * size_of::<PageWord>());
         let blocks = span.blocks().count() * size_of::<BlockState>();
         let map = |size| Request::new(size).never_huge().dont_fork().locked().map();
         Ok(Self {
             span,
+            behind,
             token: next_token(),
             as_one: AsOne::default(),
             words: map(words)?,
@@ -130,6 +141,11 @@ impl Region {
     /// Tells it from others that were at its address before.
     pub(crate) fn token(&self) -> ArmToken {
         self.token
+    }
+
+    /// What a page is that nobody has written.
+    pub(crate) fn behind(&self) -> Behind {
+        self.behind
     }
 
     /// What it covers.
@@ -383,7 +399,7 @@ mod tests {
     #[test]
     fn an_unaligned_region_has_a_state_for_each_block_it_touches() {
         let span = Span::new(VirtAddr::new(0x3ff000), VirtAddr::new(0x801000)).unwrap();
-        let region = Region::new(span).unwrap();
+        let region = Region::new(span, Behind::Zeroes).unwrap();
         assert_eq!(region.words().len(), 1 + 512 + 512 + 1);
         let states = [0x3ff000, 0x400000, 0x600000, 0x800000]
             .map(|at| core::ptr::from_ref(region.block(VirtAddr::new(at))));

@@ -125,6 +125,7 @@ fn first_ending_above(parts: &[Part], at: VirtAddr) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::region::Behind;
 
     fn span(start: u64, end: u64) -> Span {
         Span::new(VirtAddr::new(start << 12), VirtAddr::new(end << 12)).unwrap()
@@ -138,16 +139,16 @@ mod tests {
     fn parts_are_found_and_gaps_between_them() {
         let regions = Regions::default();
         regions
-            .insert(Arc::new(Region::new(span(10, 20)).unwrap()))
+            .insert(Arc::new(Region::new(span(10, 20), Behind::Zeroes).unwrap()))
             .unwrap();
         regions
-            .insert(Arc::new(Region::new(span(30, 40)).unwrap()))
+            .insert(Arc::new(Region::new(span(30, 40), Behind::Zeroes).unwrap()))
             .unwrap();
         assert_eq!(regions.mirror(at(10)), Mirror::Mapping(span(10, 20)));
         assert_eq!(regions.mirror(at(20)), Mirror::Gap(span(20, 30)));
         assert_eq!(regions.mirror(at(5)), Mirror::Gap(span(0, 10)));
         assert_eq!(
-            regions.insert(Arc::new(Region::new(span(39, 41)).unwrap())),
+            regions.insert(Arc::new(Region::new(span(39, 41), Behind::Zeroes).unwrap())),
             Err(span(30, 40))
         );
     }
@@ -156,7 +157,7 @@ mod tests {
     fn a_hole_leaves_two_parts_of_one_region() {
         let regions = Regions::default();
         regions
-            .insert(Arc::new(Region::new(span(10, 20)).unwrap()))
+            .insert(Arc::new(Region::new(span(10, 20), Behind::Zeroes).unwrap()))
             .unwrap();
         regions.remove(span(13, 15));
         assert_eq!(

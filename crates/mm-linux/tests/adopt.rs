@@ -60,10 +60,10 @@ fn each_refusal_names_what_is_wrong(world: &World) {
     );
     memory::map_at(hole);
 
-    memory::protect(hole, libc::PROT_READ);
+    memory::protect(hole, libc::PROT_NONE);
     assert_eq!(
         adopt(at, len),
-        Err(AdoptError::NotWritable { mapping: hole })
+        Err(AdoptError::NotReadable { mapping: hole })
     );
     memory::unmap(hole);
 

@@ -55,6 +55,8 @@ pub enum KeptReason {
     Dropped,
     /// It is no longer mapped.
     Unmapped,
+    /// It is a page of the file behind a private mapping: the program has not written it.
+    OfFile,
 }
 
 /// A page on its way from a device to RAM.

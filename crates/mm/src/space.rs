@@ -53,8 +53,18 @@ pub struct Vma {
 pub enum VmaKind {
     /// Private and anonymous: can migrate once it is mirrored.
     PrivateAnonymous,
+    /// Private, of a file, and mirrored: pages that the program has written are its own, and can migrate;
+    /// the others are the file's, and stay.
+    PrivateFile,
     /// A file, shared memory, huge pages of hugetlbfs, a device: mapped in place, never migrated.
     Other,
+}
+
+impl VmaKind {
+    /// Whether pages of it can migrate once it is mirrored.
+    pub const fn can_migrate(self) -> bool {
+        matches!(self, Self::PrivateAnonymous | Self::PrivateFile)
+    }
 }
 
 /// Which mirrored mapping was armed.

@@ -13,7 +13,7 @@ use crate::pieces::{self, Cause};
 use crate::{Devmem, DevmemError, MigrateError, Pagemap};
 use alloc::sync::Arc;
 use core::time::Duration;
-use gpusvm_mm::{AddressSpace, Block, KeptReason, MmError, Outbound, Source, VmaKind};
+use gpusvm_mm::{AddressSpace, Block, KeptReason, MmError, Outbound, Source};
 use gpusvm_types::{DevicePfn, PAGES_PER_BLOCK, PageCount, Span};
 
 /// What is to move, and how.
@@ -172,7 +172,7 @@ pub(crate) fn check<M: AddressSpace>(
             mapping: vma.span,
         });
     }
-    if vma.kind != VmaKind::PrivateAnonymous {
+    if !vma.kind.can_migrate() {
         return Err(MigrateError::NotAnonymous { span });
     }
     Ok(())

@@ -12,7 +12,7 @@ use crate::tree::LookId;
 use crate::{FindError, GpuSvm, Permission, Range};
 use alloc::{sync::Arc, vec, vec::Vec};
 use core::time::Duration;
-use gpusvm_mm::{AddressSpace, IntervalNotifier, Mirror, Seen, Subscriber, Vma, VmaKind};
+use gpusvm_mm::{AddressSpace, IntervalNotifier, Mirror, Seen, Subscriber, Vma};
 use gpusvm_pagemap::PagemapAddr;
 use gpusvm_types::{ByteSize, OwnerId, PAGE_SIZE, Span, VirtAddr};
 
@@ -141,9 +141,8 @@ impl<M: AddressSpace> GpuSvm<M> {
             None => (self.subscribe(at)?, self.look(at, ctx)?),
         };
         let mirror = self.mm.mirrored(at);
-        let can_migrate = ctx.devmem_possible
-            && vma.kind == VmaKind::PrivateAnonymous
-            && matches!(mirror, Mirror::Mapping(_));
+        let can_migrate =
+            ctx.devmem_possible && vma.kind.can_migrate() && matches!(mirror, Mirror::Mapping(_));
         let no_chunk = FindError::NoChunk {
             at,
             mapping: vma.span,

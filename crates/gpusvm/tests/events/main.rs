@@ -14,6 +14,7 @@ mod ends; // of the process, with work in flight
 mod load; // devices and threads that go on meanwhile
 mod moves; // mremap
 mod protects; // mprotect, and Svm::protect
+mod kinds; // memory that can only be read, private mappings of files
 mod threads; // that end, with their stack and what they allocated on a device
 mod heap; // allocations that grow, and memory that is adopted and given up all the time
 mod replaced; // memory that came where other memory went, and nobody heard

@@ -8,7 +8,7 @@ use gpusvm::{ByteSize, Error, FaultError, LaneError, Protection, SvmPtr};
 const PAGES: usize = BLOCK / PAGE;
 const LEN: ByteSize = ByteSize::from_usize(BLOCK);
 
-fn is_not_permitted(result: Result<(), Error>) -> bool {
+pub(crate) fn is_not_permitted(result: Result<(), Error>) -> bool {
     let Err(Error::Launch(gpusvm::LaunchError::Lanes { first, .. })) = result else {
         return false;
     };

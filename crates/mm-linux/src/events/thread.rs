@@ -101,7 +101,7 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
         let Some(there) = translate(part.span, from, to) else {
             continue;
         };
-        let Ok(region) = Region::new(there).map(Arc::new) else {
+        let Ok(region) = Region::new(there, part.region.behind()).map(Arc::new) else {
             lose(process, &part, there);
             continue;
         };
@@ -171,7 +171,7 @@ fn register(process: &Process, region: &Region) {
         for piece in region.span().blocks() {
             let words = region.words_in(piece);
             for run in runs(piece, |i| !words[i].get().unmapped) {
-                let _ = process.mover.arm(run);
+                let _ = process.mover.arm(run, region.behind());
             }
         }
     };

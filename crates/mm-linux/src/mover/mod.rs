@@ -17,15 +17,19 @@ mod remap; // rung 4
 pub(crate) use remap::Remapper;
 pub(crate) use uffd::UffdMover;
 
-use crate::region::BlockState;
+use crate::region::{Behind, BlockState};
 use gpusvm_mm::Source;
 use gpusvm_types::{ByteSize, Span, VirtAddr};
 use rustix::io::Errno;
 
 /// How pages are taken out and put back.
 pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
-    /// Begins to catch touches of missing pages of `span`.
-    fn arm(&self, span: Span) -> Result<(), Errno>;
+    /// Begins to catch touches of missing pages of `span`; where a file is behind, also of pages that are
+    /// in the file only.
+    fn arm(&self, span: Span, behind: Behind) -> Result<(), Errno>;
+
+    /// Whether touches of pages that are in a file only can be caught, and writes of pages that are not.
+    fn can_watch_files(&self) -> bool;
 
     /// Ends it. Nothing of `span` is on a device.
     fn disarm(&self, span: Span);
@@ -99,6 +103,10 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
 
     /// As `zero_fill`, a page whose writes are caught.
     fn zero_fill_protected(&self, page: Span);
+
+    /// The page of the file behind a private mapping comes where none is; its writes are caught, or not.
+    /// Whether it was missing, or it is too early to tell. `None` when the file has none there.
+    fn fill_from_file(&self, page: Span, protected: bool) -> Option<bool>;
 
     /// Who waits for a page of `span` tries again.
     fn wake(&self, span: Span);

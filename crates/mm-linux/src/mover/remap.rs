@@ -10,7 +10,7 @@
 //! the page is home. Holes are not told from pages: what was never touched is copied as zeroes.
 
 use super::{Filled, Mover, Taken, slot_run};
-use crate::region::BlockState;
+use crate::region::{Behind, BlockState};
 use crate::source::signals;
 use crate::sys::map;
 use gpusvm_mm::Source;
@@ -25,8 +25,13 @@ pub(crate) struct Remapper;
 const OPEN: MprotectFlags = MprotectFlags::READ.union(MprotectFlags::WRITE);
 
 impl Mover for Remapper {
-    fn arm(&self, _: Span) -> Result<(), Errno> {
+    fn arm(&self, _: Span, _: Behind) -> Result<(), Errno> {
         Ok(())
+    }
+
+    fn can_watch_files(&self) -> bool {
+        // What is mirrored here is the engine's own.
+        false
     }
 
     fn disarm(&self, _: Span) {}
@@ -132,6 +137,10 @@ impl Mover for Remapper {
 
     fn zero_fill_protected(&self, page: Span) {
         self.wake(page);
+    }
+
+    fn fill_from_file(&self, _: Span, _: bool) -> Option<bool> {
+        None
     }
 
     fn wake(&self, span: Span) {

@@ -9,7 +9,7 @@ mod out; // how they leave
 mod again; // and who says that it is too early
 
 use super::{Filled, Mover, Taken, slot_run};
-use crate::region::BlockState;
+use crate::region::{Behind, BlockState};
 use crate::sys::map;
 use crate::sys::pagemap::{Categories, PageMap, Region as PageRegion};
 use crate::sys::uffd::{CopyFlags, Features, Progress, RegisterModes, Uffd};
@@ -63,9 +63,12 @@ impl UffdMover {
 }
 
 impl Mover for UffdMover {
-    fn arm(&self, span: Span) -> Result<(), Errno> {
-        let wp = self.program.features().contains(Features::WP);
-        let modes = RegisterModes { missing: true, wp };
+    fn arm(&self, span: Span, behind: Behind) -> Result<(), Errno> {
+        let modes = RegisterModes {
+            missing: true,
+            wp: self.program.features().contains(Features::WP),
+            minor: behind == Behind::File,
+        };
         // SAFETY: the handlers serve every fault of mirrored memory.
         match (unsafe { self.program.register(span, modes) }, &self.watcher) {
             (Err(Errno::BUSY), Some(watcher)) => match (watcher.unregister(span), halves(span)) {
@@ -73,11 +76,18 @@ impl Mover for UffdMover {
                 // SAFETY: as above.
                 (Ok(()), _) => unsafe { self.program.register(span, modes) },
                 // Some of it was, some is registered already.
-                (Err(_), Some([low, high])) => self.arm(low).and_then(|()| self.arm(high)),
+                (Err(_), Some([low, high])) => {
+                    self.arm(low, behind).and_then(|()| self.arm(high, behind))
+                }
                 (Err(_), None) => Err(Errno::BUSY),
             },
             (registered, _) => registered,
         }
+    }
+
+    fn can_watch_files(&self) -> bool {
+        let needed = Features::WP | Features::MINOR_SHMEM;
+        self.program.features().contains(needed)
     }
 
     fn watch(&self, span: Span) -> Result<(), Errno> {
@@ -85,6 +95,7 @@ impl Mover for UffdMover {
         let modes = RegisterModes {
             missing: false,
             wp: true,
+            minor: false,
         };
         // SAFETY: nothing is ever write-protected by this descriptor, so no touch waits.
         unsafe { watcher.register(span, modes) }
@@ -289,6 +300,18 @@ impl Mover for UffdMover {
         }
     }
 
+    fn fill_from_file(&self, page: Span, protected: bool) -> Option<bool> {
+        let filled = again(HASTY, |_| self.program.map_of_file(page, protected));
+        match filled.errno {
+            // Not there; or not shared memory, or behind the end of the file.
+            Some(Errno::FAULT | Errno::INVAL) => None,
+            errno => {
+                self.wake(page);
+                Some(errno != Some(Errno::EXIST))
+            }
+        }
+    }
+
     fn wake(&self, span: Span) {
         // Fails when it was unmapped meanwhile: then the kernel wakes them.
         let _ = self.program.wake(span);
@@ -348,7 +371,7 @@ mod tests {
         let app = Request::new(pages(2)).dont_fork().map().unwrap();
         app.store(ByteSize::ZERO, 1);
         let span = app.span();
-        mover.arm(span).unwrap();
+        mover.arm(span, Behind::Zeroes).unwrap();
         let page = Span::page_of(span.start());
         mover.write_protect(page, true).unwrap();
         let is_write = |event| matches!(event, Some(Event::Fault { wp: true, .. }));

@@ -5,18 +5,22 @@ use gpusvm_types::{PAGES_PER_BLOCK, PageCount, Span};
 
 /// Some of the pages of a span, by their place in it.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct PageSet([u64; PAGES_PER_BLOCK / 64]);
+pub(crate) struct PageSet([u64; PAGES_PER_BLOCK / 64]);
 
 impl PageSet {
     pub(super) fn insert(&mut self, pages: core::ops::Range<usize>) {
         pages.for_each(|i| self.0[i / 64] |= 1 << (i % 64));
     }
 
+    pub(super) fn remove(&mut self, pages: core::ops::Range<usize>) {
+        pages.for_each(|i| self.0[i / 64] &= !(1 << (i % 64)));
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|bits| *bits == 0)
     }
 
-    pub(super) fn contains(&self, i: usize) -> bool {
+    pub(crate) fn contains(&self, i: usize) -> bool {
         self.0[i / 64] >> (i % 64) & 1 == 1
     }
 }

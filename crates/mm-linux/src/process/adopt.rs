@@ -3,10 +3,11 @@
 use super::Process;
 use crate::block::BlockGuard;
 use crate::let_go::Listening;
-use crate::region::Region;
+use crate::region::{Behind, Region};
 use crate::sys::map::Request;
+use crate::sys::procmap::RawVma;
 use crate::sys::thp::Thp;
-use gpusvm_mm::{AddressSpace, ArmToken, Block, FaultOutcome, MmError, Reason, VmaKind, Wanted};
+use gpusvm_mm::{AddressSpace, ArmToken, Block, FaultOutcome, MmError, Reason, Wanted};
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{BLOCK_SIZE, ByteSize, Span, VirtAddr};
@@ -30,15 +31,22 @@ pub enum AdoptError {
         /// The first address that is not.
         at: VirtAddr,
     },
-    /// Files, shared memory and huge pages of hugetlbfs cannot move.
-    #[error("{mapping} is not private anonymous memory")]
+    /// Shared memory, devices and huge pages of hugetlbfs cannot move.
+    #[error("{mapping} is not private memory")]
     NotAnonymous {
         /// The mapping that is not.
         mapping: Span,
     },
-    /// It could not be put back where it is read-only.
-    #[error("{mapping} is not writable")]
-    NotWritable {
+    /// The kernel does not tell of touches of pages of this file: only private mappings of shared memory
+    /// (tmpfs, `memfd`) can be mirrored, from Linux 6.11 on.
+    #[error("{mapping} is a private mapping of a file that userfaultfd does not watch")]
+    FileNotWatched {
+        /// The mapping of the file.
+        mapping: Span,
+    },
+    /// Nobody may read it, so no device may: let it be read first.
+    #[error("{mapping} is not readable")]
+    NotReadable {
         /// The mapping that is not.
         mapping: Span,
     },
@@ -102,10 +110,11 @@ impl Process {
         // What was unmapped there before must be out of the table, heard of or not.
         self.settle_ends(span);
         self.take_over(span)?;
-        self.mirror(span).map_err(|error| match error {
-            AdoptError::NoMemory { .. } => no_memory,
-            other => other,
-        })?;
+        self.mirror(span, Behind::Zeroes)
+            .map_err(|error| match error {
+                AdoptError::NoMemory { .. } => no_memory,
+                other => other,
+            })?;
         self.owned.lock().push(mapping);
         Ok(span)
     }
@@ -134,7 +143,16 @@ impl Process {
     }
 
     /// Mirrors memory of the program: the whole pages in `len` bytes at `at`, which must be private,
-    /// anonymous and writable. It stays the program's, to use and to unmap.
+    /// and readable. It stays the program's, to use and to unmap.
+    ///
+    /// Memory that can be read only migrates as well: by a copy, since the kernel moves only what can be
+    /// written. What may be done with it can change at any time ([`Process::protect`]).
+    ///
+    /// A private mapping of shared memory (a file of tmpfs, `memfd`) can be adopted as well. Pages that the
+    /// program has written are its own, and migrate; the others are the file's, and are used in place. Of
+    /// a page that the file does not have, and that was read when a device had been there, the program keeps
+    /// zeroes, whatever is written to the file afterwards. Private mappings of other files are refused: the
+    /// kernel would show the file's page where one of the program's is on a device, and tell nobody.
     ///
     /// What of the span was adopted before is taken over: it comes home, and the earlier adoption ends.
     /// It can be other memory by now, since no event tells of memory that is unmapped while no device
@@ -167,8 +185,8 @@ impl Process {
     ///
     /// As [`Process::adopt`].
     pub fn adopt_as_one(&self, at: VirtAddr, len: ByteSize) -> Result<Span, AdoptError> {
-        let (span, region) = self.adopt_mapping(at, len)?;
-        self.becomes_one(&region);
+        let (span, regions) = self.adopt_mapping(at, len)?;
+        regions.iter().for_each(|region| self.becomes_one(region));
         Ok(span)
     }
 
@@ -176,7 +194,7 @@ impl Process {
         &self,
         at: VirtAddr,
         len: ByteSize,
-    ) -> Result<(Span, Arc<Region>), AdoptError> {
+    ) -> Result<(Span, Vec<Arc<Region>>), AdoptError> {
         if self.is_gone() {
             return Err(AdoptError::Gone);
         }
@@ -186,20 +204,41 @@ impl Process {
         let span = Span::inside(at, len).map_err(|_| AdoptError::Empty { at, len })?;
         // What was unmapped there before must be out of the table, whoever did it.
         self.settle_ends(span);
-        self.check_adoptable(span)?;
+        let pieces = self.check_adoptable(span)?;
         self.take_over(span)?;
-        let region = self.mirror(span)?;
-        // Registered once, to hear of trouble now rather than in a device's fault.
-        match self.arm(span) {
-            Ok(token) => self.disarm(span, token),
-            Err(MmError::Gone) => return Err(AdoptError::Gone),
-            Err(_) => {
-                // A device may have taken pages of the blocks before the one that was refused.
-                let _ = self.unadopt(span);
-                return Err(AdoptError::Taken { span });
+        let mut regions = Vec::with_capacity(pieces.len());
+        for (piece, behind) in pieces {
+            let adopted = self.adopt_piece(piece, behind);
+            if let (Err(_), Ok(before)) = (&adopted, Span::new(span.start(), piece.start())) {
+                let _ = self.unadopt(before);
             }
+            regions.push(adopted?);
         }
-        Ok((span, region))
+        Ok((span, regions))
+    }
+
+    /// Memory of one kind.
+    fn adopt_piece(&self, piece: Span, behind: Behind) -> Result<Arc<Region>, AdoptError> {
+        let region = self.mirror(piece, behind)?;
+        // Registered once, to hear of trouble now rather than in a device's fault.
+        let refused = match self.arm(piece) {
+            Ok(token) => {
+                self.disarm(piece, token);
+                return Ok(region);
+            }
+            Err(error) => error,
+        };
+        // A device may have taken pages of the blocks before the one that was refused.
+        let _ = self.unadopt(piece);
+        Err(match refused {
+            MmError::Gone => AdoptError::Gone,
+            MmError::System { errno, .. }
+                if behind == Behind::File && errno == Errno::INVAL.raw_os_error() =>
+            {
+                AdoptError::FileNotWatched { mapping: piece }
+            }
+            _ => AdoptError::Taken { span: piece },
+        })
     }
 
     /// Ends `adopt`: everything comes home and is forgotten.
@@ -250,26 +289,48 @@ impl Process {
         Ok(())
     }
 
-    fn check_adoptable(&self, span: Span) -> Result<(), AdoptError> {
+    /// The longest pieces of `span` that are memory of one kind.
+    fn check_adoptable(&self, span: Span) -> Result<Vec<(Span, Behind)>, AdoptError> {
+        let mut pieces: Vec<(Span, Behind)> = Vec::new();
         let mut at = span.start();
         while at < span.end() {
-            let vma = self.find_vma(at).map_err(|_| AdoptError::Gone)?;
+            let vma = self.vmas.find(at).map_err(|_| AdoptError::Gone)?;
             let vma = vma.filter(|vma| vma.span.contains(at));
             let vma = vma.ok_or(AdoptError::Unmapped { at })?;
-            if vma.kind != VmaKind::PrivateAnonymous {
-                return Err(AdoptError::NotAnonymous { mapping: vma.span });
+            let behind = self.behind(&vma)?;
+            if !vma.read {
+                return Err(AdoptError::NotReadable { mapping: vma.span });
             }
-            if !vma.writable {
-                return Err(AdoptError::NotWritable { mapping: vma.span });
-            }
+            let from = match pieces.pop_if(|(_, last)| *last == behind) {
+                Some((last, _)) => last.start(),
+                None => at,
+            };
             at = vma.span.end();
+            let piece = Span::new(from, at.min(span.end())).expect("the mapping holds its start");
+            pieces.push((piece, behind));
         }
-        Ok(())
+        Ok(pieces)
     }
 
-    fn mirror(&self, span: Span) -> Result<Arc<Region>, AdoptError> {
+    /// What is behind pages of a mapping that nobody has written.
+    fn behind(&self, vma: &RawVma) -> Result<Behind, AdoptError> {
+        let mapping = vma.span;
+        if vma.is_plain() {
+            return Ok(Behind::Zeroes);
+        }
+        if !vma.private_file {
+            return Err(AdoptError::NotAnonymous { mapping });
+        }
+        // Without the query it is not known whether it is hugetlbfs.
+        match self.mover.can_watch_files() && self.vmas.has_query() {
+            true => Ok(Behind::File),
+            false => Err(AdoptError::FileNotWatched { mapping }),
+        }
+    }
+
+    fn mirror(&self, span: Span, behind: Behind) -> Result<Arc<Region>, AdoptError> {
         let no_memory = |_: Errno| AdoptError::NoMemory { len: span.len() };
-        let region = Region::new(span).map(Arc::new).map_err(no_memory)?;
+        let region = Region::new(span, behind).map(Arc::new).map_err(no_memory)?;
         self.regions
             .insert(Arc::clone(&region))
             .map_err(|other| AdoptError::Overlaps { other })?;

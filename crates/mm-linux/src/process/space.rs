@@ -4,7 +4,9 @@ use super::{Process, piece_of};
 use crate::block::{BlockGuard, NotHere};
 use crate::fault;
 use crate::fork::Pass;
+use crate::region::Behind;
 use crate::source::Arrival;
+use crate::sys::procmap::RawVma;
 use crate::sys::procmem::ProcMem;
 use core::time::Duration;
 use gpusvm_mm::device_page;
@@ -49,10 +51,7 @@ impl AddressSpace for Process {
             span: vma.span,
             readable: vma.read,
             writable: vma.write,
-            kind: match vma.anonymous_private && !vma.hugetlb {
-                true => VmaKind::PrivateAnonymous,
-                false => VmaKind::Other,
-            },
+            kind: self.kind_of(&vma, at),
         }))
     }
 
@@ -230,6 +229,18 @@ impl AddressSpace for Process {
 }
 
 impl Process {
+    /// What is mirrored as one kind of memory migrates as such only: another kind can have come to its place
+    /// unheard of.
+    fn kind_of(&self, vma: &RawVma, at: VirtAddr) -> VmaKind {
+        let mirrored = self.regions.find(at.max(vma.span.start()));
+        let behind = mirrored.map(|part| part.region.behind());
+        match behind {
+            Some(Behind::File) if vma.private_file => VmaKind::PrivateFile,
+            Some(Behind::Zeroes) | None if vma.is_plain() => VmaKind::PrivateAnonymous,
+            _ => VmaKind::Other,
+        }
+    }
+
     fn arm_block(block: &BlockGuard<'_>, piece: Span) -> Result<(), MmError> {
         block
             .register(piece)

@@ -152,6 +152,7 @@ fn means(rung: Rung, staging: &Staging) -> Result<Means, StartError> {
     };
     let wanted = Features::WP
         | Features::POISON
+        | Features::MINOR_SHMEM
         | Features::EXACT_ADDRESS
         | Features::THREAD_ID
         | Features::EVENT_REMAP
@@ -186,6 +187,7 @@ fn register_staging(flavour: Flavour, staging: &Staging) -> Result<Uffd, StartEr
     let modes = RegisterModes {
         missing: true,
         wp: false,
+        minor: false,
     };
     // SAFETY: nobody touches a missing page of the staging area: slots are touched only where pages
     // were moved in.

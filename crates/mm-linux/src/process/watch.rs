@@ -99,7 +99,7 @@ impl BlockGuard<'_> {
     fn watch(&self, piece: Span) -> Result<(), Errno> {
         let (state, mover) = (self.state(), &self.process.mover);
         if state.registered.load(Ordering::Relaxed) {
-            mover.arm(piece)?;
+            mover.arm(piece, self.region.behind())?;
         } else if self.region.as_one.is_on() {
             self.register(piece)?;
         } else {

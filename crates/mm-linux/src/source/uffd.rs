@@ -211,6 +211,7 @@ mod tests {
         let modes = RegisterModes {
             missing: true,
             wp: false,
+            minor: false,
         };
         // SAFETY: nobody touches it any more.
         unsafe { source.uffd.register(span, modes) }.unwrap();

@@ -74,6 +74,7 @@ mod tests {
         let missing = RegisterModes {
             missing: true,
             wp: false,
+            minor: false,
         };
         // SAFETY: nothing touches the missing page but through the file.
         unsafe { uffd.register(mapping.span(), missing) }.unwrap();

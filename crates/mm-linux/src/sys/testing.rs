@@ -141,6 +141,7 @@ impl Pair {
         let missing = RegisterModes {
             missing: true,
             wp: false,
+            minor: false,
         };
         // SAFETY: the test answers what it touches.
         unsafe { uffd.register(mapping.span(), missing) }.expect("register");

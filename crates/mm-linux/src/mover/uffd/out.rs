@@ -52,7 +52,7 @@ impl UffdMover {
                 }
                 Errno::BUSY => *source = Source::Kept(KeptReason::Busy),
                 Errno::NOENT | Errno::FAULT => *source = Source::Kept(KeptReason::Unmapped),
-                // A kind of memory that does not move: read-only, locked, several mappings.
+                // A kind of memory that does not move: read-only, locked, of a file, several mappings.
                 Errno::INVAL if left == run => return self.protect_in_place(run, sources),
                 errno if left == run => return Err(errno),
                 _ => {
@@ -190,6 +190,10 @@ impl UffdMover {
                 huge = span.len() == BLOCK_SIZE && region.categories.contains(Categories::HUGE);
                 let first = there.index_of(span.first_page());
                 let pages = span.page_count().as_usize();
+                if region.categories.contains(Categories::FILE) {
+                    sources[first..first + pages].fill(Source::Kept(KeptReason::OfFile));
+                    continue;
+                }
                 let mut at = DmaAddr::new(span.start().get());
                 for source in &mut sources[first..first + pages] {
                     if *source == Source::Hole {

@@ -38,12 +38,21 @@ pub(crate) struct RawVma {
     pub(crate) shared: bool,
     /// Private memory of nobody's file: what can be mirrored. The heap and the stacks count.
     pub(crate) anonymous_private: bool,
+    /// Private memory over a file. By text that may also be one of hugetlbfs.
+    pub(crate) private_file: bool,
     /// Of hugetlbfs. By text only the anonymous ones are known.
     pub(crate) hugetlb: bool,
     /// The stack of the first thread.
     pub(crate) is_stack: bool,
     /// The heap of `brk`.
     pub(crate) is_heap: bool,
+}
+
+impl RawVma {
+    /// Whether it is private memory of nobody's file, in pages of the usual size.
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.anonymous_private && !self.hugetlb
+    }
 }
 
 /// The mappings of this process.
@@ -151,6 +160,7 @@ fn name_of<'a>(room: &'a [u8], found: &raw::procmap_query) -> &'a [u8] {
 fn vma_of(found: &raw::procmap_query, name: &[u8]) -> RawVma {
     let has = |flag: flags| found.vma_flags & flag as u64 != 0;
     let shared = has(flags::PROCMAP_QUERY_VMA_SHARED);
+    let hugetlb = found.vma_page_size > gpusvm_types::PAGE_SIZE.get();
     RawVma {
         span: Span::new(VirtAddr::new(found.vma_start), VirtAddr::new(found.vma_end))
             .expect("mappings are page aligned and not empty"),
@@ -159,7 +169,8 @@ fn vma_of(found: &raw::procmap_query, name: &[u8]) -> RawVma {
         exec: has(flags::PROCMAP_QUERY_VMA_EXECUTABLE),
         shared,
         anonymous_private: is_anonymous(shared, found.inode, name),
-        hugetlb: found.vma_page_size > gpusvm_types::PAGE_SIZE.get(),
+        private_file: !shared && found.inode != 0 && !hugetlb,
+        hugetlb,
         is_stack: name == b"[stack]",
         is_heap: name == b"[heap]",
     }

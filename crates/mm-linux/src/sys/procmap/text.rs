@@ -88,6 +88,7 @@ fn parse(line: &[u8]) -> Option<RawVma> {
         return None;
     };
     let shared = sharing == b's';
+    let hugetlb = name.starts_with(b"/anon_hugepage");
     Some(RawVma {
         span,
         read: read == b'r',
@@ -95,7 +96,8 @@ fn parse(line: &[u8]) -> Option<RawVma> {
         exec: exec == b'x',
         shared,
         anonymous_private: is_anonymous(shared, inode, name),
-        hugetlb: name.starts_with(b"/anon_hugepage"),
+        private_file: !shared && inode != 0 && !hugetlb,
+        hugetlb,
         is_stack: name == b"[stack]",
         is_heap: name == b"[heap]",
     })

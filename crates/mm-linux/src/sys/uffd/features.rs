@@ -29,6 +29,9 @@ impl Features {
     pub const EXACT_ADDRESS: Self = Self(raw::UFFD_FEATURE_EXACT_ADDRESS as u64);
     /// Write protection also of pages that are not there.
     pub const WP_UNPOPULATED: Self = Self(raw::UFFD_FEATURE_WP_UNPOPULATED as u64);
+    /// Touches of pages of shared memory that are in the file, but not in the mapping, are heard of; also
+    /// in private mappings.
+    pub const MINOR_SHMEM: Self = Self(raw::UFFD_FEATURE_MINOR_SHMEM as u64);
     /// Pages can be marked as broken.
     pub const POISON: Self = Self(raw::UFFD_FEATURE_POISON as u64);
     /// The kernel unprotects by itself and keeps count in the page tables.
@@ -36,7 +39,7 @@ impl Features {
     /// Pages can be moved.
     pub const MOVE: Self = Self(raw::UFFD_FEATURE_MOVE as u64);
 
-    const NAMES: [(Self, &str); 12] = [
+    const NAMES: [(Self, &str); 13] = [
         (Self::MOVE, "MOVE"),
         (Self::POISON, "POISON"),
         (Self::WP, "WP"),
@@ -48,6 +51,7 @@ impl Features {
         (Self::EVENT_REMAP, "EVENT_REMAP"),
         (Self::EVENT_REMOVE, "EVENT_REMOVE"),
         (Self::EVENT_UNMAP, "EVENT_UNMAP"),
+        (Self::MINOR_SHMEM, "MINOR_SHMEM"),
         (Self::SIGBUS, "SIGBUS"),
     ];
 

@@ -13,6 +13,7 @@ pub(super) const COPY: Opcode = opcode::read_write::<raw::uffdio_copy>(GROUP, 0x
 pub(super) const ZEROPAGE: Opcode = opcode::read_write::<raw::uffdio_zeropage>(GROUP, 0x04);
 pub(super) const MOVE: Opcode = opcode::read_write::<raw::uffdio_move>(GROUP, 0x05);
 pub(super) const WRITEPROTECT: Opcode = opcode::read_write::<raw::uffdio_writeprotect>(GROUP, 0x06);
+pub(super) const CONTINUE: Opcode = opcode::read_write::<raw::uffdio_continue>(GROUP, 0x07);
 pub(super) const POISON: Opcode = opcode::read_write::<raw::uffdio_poison>(GROUP, 0x08);
 
 /// `USERFAULTFD_IOC_NEW`, on `/dev/userfaultfd`.
@@ -20,6 +21,7 @@ pub(super) const DEVICE_NEW: Opcode = opcode::none(GROUP, 0x00);
 
 pub(super) const MOVE_MODE_DONTWAKE: u32 = 1 << 0;
 pub(super) const MOVE_MODE_ALLOW_SRC_HOLES: u32 = 1 << 1;
+pub(super) const CONTINUE_MODE_WP: u32 = 1 << 1;
 pub(super) const POISON_MODE_DONTWAKE: u32 = 1 << 0;
 pub(super) const WRITEPROTECT_MODE_WP: u32 = 1 << 0;
 pub(super) const WRITEPROTECT_MODE_DONTWAKE: u32 = 1 << 1;
@@ -39,6 +41,7 @@ mod tests {
             (COPY, known::UFFDIO_COPY),
             (ZEROPAGE, known::UFFDIO_ZEROPAGE),
             (WRITEPROTECT, known::UFFDIO_WRITEPROTECT),
+            (CONTINUE, known::UFFDIO_CONTINUE),
             (MOVE, 0xC028_AA05),
             (POISON, 0xC020_AA08),
         ] {

@@ -59,6 +59,8 @@ pub(crate) struct RegisterModes {
     pub(crate) missing: bool,
     /// Writes to pages that [`Uffd::write_protect`] protected.
     pub(crate) wp: bool,
+    /// Touches of pages that are not there, but in the file behind a mapping of shared memory.
+    pub(crate) minor: bool,
 }
 
 /// How pages are moved.
@@ -106,6 +108,7 @@ impl Uffd {
         let mode = mode(&[
             (modes.missing, raw::UFFDIO_REGISTER_MODE_MISSING),
             (modes.wp, raw::UFFDIO_REGISTER_MODE_WP),
+            (modes.minor, raw::UFFDIO_REGISTER_MODE_MINOR),
         ]);
         self.call(
             ioctls::REGISTER,
@@ -203,6 +206,20 @@ impl Uffd {
         };
         let result = self.call(ioctls::ZEROPAGE, &mut arg);
         Progress::new(arg.zeropage, result)
+    }
+
+    /// Maps the file's pages at the pages of `span`, all of which must be missing, and in the file.
+    ///
+    /// The errors in the result: `EEXIST`: there is a page. `EFAULT`: the file has none there. `EINVAL`: not
+    /// a mapping of shared memory, or behind the end of the file. `ENOENT`, `EAGAIN`: as [`Uffd::copy`].
+    pub(crate) fn map_of_file(&self, span: Span, wp: bool) -> Progress {
+        let mut arg = raw::uffdio_continue {
+            range: range(span),
+            mode: mode(&[(wp, ioctls::CONTINUE_MODE_WP)]),
+            mapped: 0,
+        };
+        let result = self.call(ioctls::CONTINUE, &mut arg);
+        Progress::new(arg.mapped, result)
     }
 
     /// Whether every event was read of what happened to mappings before: the kernel counts those that were

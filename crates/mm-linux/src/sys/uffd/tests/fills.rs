@@ -45,6 +45,7 @@ fn a_write_to_a_protected_page_is_reported_as_such() {
             RegisterModes {
                 missing: false,
                 wp: true,
+                minor: false,
             },
         )
     }

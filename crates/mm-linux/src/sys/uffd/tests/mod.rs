@@ -5,6 +5,7 @@ mod fills; // copy, protect, wake, poison
 mod events; // what is heard of
 mod facts; // what the design takes for granted
 mod facts_huge; // the same of huge pages
+mod facts_files; // the same of private mappings of files
 
 use super::{Progress, RegisterModes};
 use crate::sys::map::Request;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 const MISSING: RegisterModes = RegisterModes {
     missing: true,
     wp: false,
+    minor: false,
 };
 
 /// Seven in every byte: something to copy from.

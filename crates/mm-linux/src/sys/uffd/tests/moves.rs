@@ -112,6 +112,7 @@ fn markers_are_in_the_way_of_move() {
     let modes = RegisterModes {
         missing: true,
         wp: true,
+        minor: false,
     };
     // SAFETY: nobody touches it.
     unsafe { uffd.register(other.span(), modes) }.unwrap();
