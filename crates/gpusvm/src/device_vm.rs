@@ -20,9 +20,9 @@ use gpusvm_types::{ByteSize, Span, VirtAddr};
 /// nobody waits for them.
 #[derive(Debug)]
 pub struct DeviceVm {
-    process: Arc<Process>,
+    pub(crate) process: Arc<Process>,
     node: Arc<Node>,
-    vm: Arc<Vm<Process>>,
+    pub(crate) vm: Arc<Vm<Process>>,
 }
 
 impl DeviceVm {

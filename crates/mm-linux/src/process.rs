@@ -28,10 +28,12 @@ mod start; // how it comes to be, on which rung
 mod adopt; // what is mirrored
 mod space; // the contract
 mod snapshot; // where pages are, for who only looks
+mod look; // what the program's page table has, for who reports it
 mod protect; // what nobody hears of
 mod watch; // hearing of unmaps without more
 
 pub use adopt::AdoptError;
+pub use look::{PageLook, RamPage};
 pub use protect::Protection;
 pub use start::{Options, StartError};
 
