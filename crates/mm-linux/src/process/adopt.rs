@@ -228,7 +228,9 @@ impl Process {
 
     fn mirror(&self, span: Span) -> Result<(), AdoptError> {
         let no_memory = |_: Errno| AdoptError::NoMemory { len: span.len() };
-        let region = Region::new(span).map(Arc::new).map_err(no_memory)?;
+        let region = Region::new(span, &self.room)
+            .map(Arc::new)
+            .map_err(no_memory)?;
         self.regions
             .insert(region)
             .map_err(|other| AdoptError::Overlaps { other })?;

@@ -9,6 +9,8 @@
 //! [`Mapping::as_ptr`]: pages of it come and go, so that it is never a slice.
 
 use super::pointer;
+use super::room::Room;
+use gpusvm_sync::Arc;
 use gpusvm_types::{BLOCK_SIZE, ByteSize, Span, VirtAddr};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
@@ -47,7 +49,6 @@ impl Request {
     }
 
     /// Address space only: any touch is a SIGSEGV until [`protect`] says otherwise.
-    #[cfg(test)]
     pub(crate) const fn reserved(mut self) -> Self {
         self.reserved = true;
         self
@@ -96,7 +97,31 @@ impl Request {
         } else {
             self.map_anywhere(len)?
         };
-        let span = mapping.span;
+        self.advised(mapping)
+    }
+
+    /// As [`Request::map`], in address space of the engine's own, or anywhere if that is full. Not aligned,
+    /// and to read and write.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::map`].
+    pub(crate) fn map_in(self, room: &Arc<Room>) -> Result<Mapping, Errno> {
+        let Some(span) = room.take(self.len.pages().bytes()) else {
+            return self.map();
+        };
+        // From here on it goes back when it is dropped.
+        let mapping = Mapping {
+            span,
+            room: Some(Arc::clone(room)),
+        };
+        // SAFETY: set aside and nobody's: there is nothing yet that could be touched.
+        unsafe { protect(span, MprotectFlags::READ | MprotectFlags::WRITE) }?;
+        self.advised(mapping)
+    }
+
+    fn advised(self, mapping: Mapping) -> Result<Mapping, Errno> {
+        let (span, len) = (mapping.span, mapping.span.len());
         match self.huge {
             Huge::AsTheSystem => {}
             // EINVAL: a kernel without huge pages, which is as good as it gets.
@@ -128,7 +153,7 @@ impl Request {
         }?;
         at.expose_provenance();
         let span = Span::from_len(VirtAddr::from(at), len).expect("whole pages at a page");
-        Ok(Mapping { span })
+        Ok(Mapping { span, room: None })
     }
 
     /// Maps a block more than asked, and gives back what is outside.
@@ -149,7 +174,7 @@ impl Request {
         for piece in outside.into_iter().flatten() {
             unmap(piece);
         }
-        Ok(Mapping { span })
+        Ok(Mapping { span, room: None })
     }
 }
 
@@ -165,6 +190,8 @@ fn ignore_invalid(result: Result<(), Errno>) -> Result<(), Errno> {
 pub(crate) struct Mapping {
     // INVARIANT: mapped, and nobody else unmaps it.
     span: Span,
+    /// Whose address space it is in, if it is set aside.
+    room: Option<Arc<Room>>,
 }
 
 impl Mapping {
@@ -207,8 +234,25 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        unmap(self.span);
+        match &self.room {
+            Some(room) => room.give_back(self.span),
+            None => unmap(self.span),
+        }
     }
+}
+
+/// Makes address space of a mapping of our own again, with nothing in it.
+///
+/// # Errors
+///
+/// `ENOMEM`: too many mappings.
+pub(super) fn set_aside(span: Span) -> Result<(), Errno> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+    let (at, len) = (pointer(span.start()), span.len().as_usize());
+    // SAFETY: in the place of a piece of a room, which nobody uses any more.
+    unsafe { rustix::mm::mmap_anonymous(at, len, ProtFlags::empty(), flags) }?;
+    // SAFETY: changes no byte; there is none.
+    unsafe { madvise(span, Advice::LinuxDontFork) }
 }
 
 fn unmap(span: Span) {
