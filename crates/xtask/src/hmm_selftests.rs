@@ -139,7 +139,9 @@ fn build_library(target: &Path, release: bool) -> Result<PathBuf, Failed> {
 
 /// In a mount namespace of its own, so that the tests' files are on tmpfs; preloaded into nothing else.
 fn run_once((test, library): (&Path, &Path), options: &Options) -> Result<Run, Failed> {
-    let script = r#"mount -t tmpfs tmpfs /tmp && LD_PRELOAD="$1" exec "$2" ${3:+-t "$3"}"#;
+    // Both are opened first: what is built may be in the folder that the tests' files are put over.
+    let script = r#"exec 3<"$1" 4<"$2" && mount -t tmpfs tmpfs /tmp && \
+        LD_PRELOAD=/proc/self/fd/3 exec /proc/self/fd/4 ${3:+-t "$3"} 2>&1"#;
     let mut command = Command::new("timeout");
     command.args([LIMIT, "unshare", "--mount", "sh", "-c", script, "sh"]);
     command.arg(library).arg(test);
@@ -152,12 +154,12 @@ fn run_once((test, library): (&Path, &Path), options: &Options) -> Result<Run, F
             error,
         })?;
     let said = String::from_utf8_lossy(&output.stdout);
-    let complained = String::from_utf8_lossy(&output.stderr);
-    if options.verbose {
-        print!("{said}");
+    // What kept the tests from running at all, and what our library says.
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    let is_ours = |line: &&str| options.verbose || line.starts_with("gpusvm");
+    for line in said.lines().filter(is_ours) {
+        eprintln!("{line}");
     }
-    // What our library says, and what kept the tests from running at all.
-    eprint!("{complained}");
     let mut run = tap::parse(&said);
     if run.tests.is_empty() {
         return Err(Failed::Status {

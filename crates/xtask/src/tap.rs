@@ -61,6 +61,8 @@ pub(crate) fn parse(said: &str) -> Run {
         } else if let Some(note) = line.strip_prefix("# ")
             && is_a_reason(note)
         {
+            // Without the folder of the source.
+            let (_, note) = note.rsplit_once('/').unwrap_or(("", note));
             reason = reason.or_else(|| Some(note.trim().to_owned()));
         }
     }
@@ -74,9 +76,9 @@ fn is_end(line: &str) -> bool {
     line.starts_with("ok ") || line.starts_with("not ok ")
 }
 
-/// Expectations that were not met, and how a test was ended by the system.
+/// Expectations that were not met, and how a test was ended if not by itself.
 fn is_a_reason(note: &str) -> bool {
-    !note.trim_start().starts_with(['O', 'F']) || note.contains(":Expected")
+    note.contains(":Expected ") || note.contains(": Test terminated")
 }
 
 fn ended(line: &str, reason: Option<String>) -> Option<Test> {
@@ -105,7 +107,7 @@ mod tests {
     use super::*;
 
     const SAID: &str = "TAP version 13\n1..3\n# Starting 3 tests from 2 test cases.\n\
-        #  RUN           a.x ...\n# t.c:9:x:Expected 1 (1) == 0 (0)\n# x: Test terminated by assertion\n\
+        #  RUN           a.x ...\n# /src/t.c:9:x:Expected 1 (1) == 0 (0)\n# x: Test terminated by assertion\n\
         #          FAIL  a.x\nnot ok 1 a.x\n#  RUN           a.y ...\n#            OK  a.y\nok 2 a.y\n\
         #  RUN           b.y ...\n#      SKIP      none\nok 3 b.y # SKIP none\n\
         # FAILED: 2 / 3 tests passed.\n";
