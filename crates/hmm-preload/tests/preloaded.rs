@@ -266,6 +266,48 @@ fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
 }
 
+/// The program's heap on the device: it grows, moves, is forked and freed as ever, and what is in it stays.
+#[test]
+fn a_heap_on_the_device_is_a_heap() {
+    if !is_role("a_heap_on_the_device_is_a_heap") {
+        return;
+    }
+    let fd = open(c"/dev/hmm_dmirror0");
+    let mut data = vec![0u8; 1024 * PAGE];
+    let is_right = |numbers: &[u64]| numbers.iter().zip(0..).all(|(number, n)| *number == n);
+    for round in 0..5u64 {
+        let mut numbers: Vec<u64> = (0..(1 << 18) + round * 512).collect();
+        for _ in 0..3 {
+            let at = numbers.as_mut_ptr().cast::<u8>();
+            let skip = at.align_offset(PAGE);
+            let at = at.wrapping_add(skip);
+            let pages = ((numbers.len() * 8 - skip) / PAGE).min(1024);
+            ioctl(fd, TO_DEV, (at, pages), &mut data).unwrap();
+            // It grows, and with it moves, while pages of it are on the device.
+            let len = numbers.len() as u64;
+            numbers.extend(len..len * 2);
+            assert!(is_right(&numbers));
+        }
+        let at = numbers.as_mut_ptr().cast::<u8>();
+        let at = at.wrapping_add(at.align_offset(PAGE));
+        ioctl(fd, TO_DEV, (at, 512), &mut data).unwrap();
+        // SAFETY: the child looks at its memory, makes a little, and exits.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let copy = numbers.clone();
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(i32::from(!is_right(&numbers) || !is_right(&copy))) };
+        }
+        let mut status = -1;
+        // SAFETY: waits for the child.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0, "round {round}");
+        assert!(Command::new("true").status().unwrap().success());
+    }
+    // SAFETY: a descriptor of our own.
+    assert_eq!(unsafe { libc::close(fd) }, 0);
+}
+
 /// A program that opens no device does what it does without the library.
 #[test]
 fn a_program_without_a_device_is_not_disturbed() {
