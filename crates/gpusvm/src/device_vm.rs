@@ -22,9 +22,9 @@ use gpusvm_types::{ByteSize, Span, VirtAddr};
 /// In a child of fork it is its parent's: every call is refused with `Mm`, and it can be dropped.
 #[derive(Debug)]
 pub struct DeviceVm {
-    process: Arc<Process>,
+    pub(crate) process: Arc<Process>,
     node: Arc<Node>,
-    vm: Arc<Vm<Process>>,
+    pub(crate) vm: Arc<Vm<Process>>,
 }
 
 impl DeviceVm {

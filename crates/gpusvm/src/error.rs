@@ -4,7 +4,7 @@ use crate::driver::{AdviseError, BindError, ObjectError, PrefetchError, VmError}
 use gpusvm_device::FaultError;
 use gpusvm_mm::MmError;
 use gpusvm_mm_linux::{AdoptError, StartError};
-use gpusvm_pagemap::{EvictError, RebindError};
+use gpusvm_pagemap::{EvictError, MigrateError, RebindError};
 use gpusvm_softgpu::{LaunchError, SoftGpuError};
 use gpusvm_types::Span;
 
@@ -88,6 +88,30 @@ pub enum Error {
         /// Why.
         error: RebindError,
     },
+    /// Pages did not leave a device.
+    #[error("evicting the pages of device {device}: {error}")]
+    Evict {
+        /// Its number.
+        device: usize,
+        /// Why.
+        error: EvictError,
+    },
+    /// Pages did not come to a device.
+    #[error("device {device}: {error}")]
+    Migrate {
+        /// Its number.
+        device: usize,
+        /// Why not.
+        error: MigrateError,
+    },
+    /// Memory cannot be mapped on a device.
+    #[error("mapping on device {device}: {error}")]
+    Populate {
+        /// Its number.
+        device: usize,
+        /// Why not.
+        error: FaultError,
+    },
     /// Permissions of memory cannot be changed.
     #[error("protecting {span}: {error}")]
     Protect {
@@ -122,7 +146,9 @@ impl Error {
         match self {
             Self::UserfaultfdRequired { .. } => 1, // EPERM
             Self::NoDevice | Self::Unbound { .. } | Self::SoftGpu(_) => 19, // ENODEV
-            Self::Unbind { error, .. } => error.errno(),
+            Self::Unbind { error, .. } | Self::Evict { error, .. } => error.errno(),
+            Self::Migrate { error, .. } => error.errno(),
+            Self::Populate { error, .. } => errno_of_fault(error),
             Self::Rebind { error, .. } => error.errno(),
             Self::ZeroSized => 22, // EINVAL
             Self::Advise(error) => error.errno(),
@@ -142,6 +168,15 @@ impl Error {
             Self::Start(_) | Self::Thread(_) => 11,    // EAGAIN
             Self::Protect { error, .. } => error.raw_os_error().unwrap_or(22),
         }
+    }
+}
+
+/// As `hmm_range_fault` says it.
+const fn errno_of_fault(error: &FaultError) -> i32 {
+    match error {
+        FaultError::NotPermitted { access, .. } if access.is_write() => 1, // EPERM
+        FaultError::Gave { .. } => 16,                                     // EBUSY
+        _ => 14,                                                           // EFAULT
     }
 }
 

@@ -52,8 +52,11 @@ mod node; // a device of it
 mod device_vm; // an address space of one
 mod object; // memory of one
 mod slice; // memory to share
+mod share; // memory of the program's own, as much as can be
 mod launch; // kernels on it
 mod prefetch; // memory where it is wanted
+mod residence; // where it is, page by page
+mod transfer; // bytes through the eyes of a device
 mod advice; // what the program says beforehand
 mod stats; // what happened
 mod error; // what was refused
@@ -69,7 +72,7 @@ pub use driver::{
 };
 pub use error::Error;
 pub use gpusvm_device::{Access, Fabric, FaultError, FaultMode};
-pub use gpusvm_mm_linux::{AdoptError, Capabilities, Plain, Protection, Rung};
+pub use gpusvm_mm_linux::{AdoptError, Capabilities, Plain, Protection, RamPage, Rung};
 pub use gpusvm_softgpu::{
     Grid, Lane, LaneError, LaunchError, LaunchReport, SoftGpu, SoftGpuError, SvmPtr, Word,
 };
@@ -77,6 +80,7 @@ pub use gpusvm_types::{ByteSize, Span, VirtAddr};
 pub use launch::{Launch, Resident};
 pub use object::Object;
 pub use prefetch::Prefetch;
+pub use residence::{PagePlace, PageState};
 pub use slice::SvmSlice;
 pub use stats::Stats;
 pub use svm::{Adopted, Builder, Svm};

@@ -209,11 +209,7 @@ impl Svm {
     }
 
     fn adopted(&self, span: Span) -> Adopted {
-        Adopted {
-            process: Arc::clone(&self.process),
-            span,
-            token: self.process.adoption_of(span.start()),
-        }
+        Adopted::of(&self.process, span)
     }
 
     /// Brings memory home, for who cannot wait for pages: a system call on the rung of user mode only,
@@ -248,6 +244,31 @@ impl Svm {
         let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
         let protected = self.process.protect(span, protection);
         protected.map_err(|error| Error::Protect { span, error })
+    }
+
+    /// Tells devices that the program has changed permissions with an `mprotect` of its own: as
+    /// [`Svm::protect`] does after its own.
+    ///
+    /// # Errors
+    ///
+    /// `ZeroSized`.
+    pub fn was_protected<T>(&self, pointer: *const T, len: ByteSize) -> Result<(), Error> {
+        let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
+        self.process.was_protected(span);
+        Ok(())
+    }
+
+    /// Tells devices that the program has unmapped memory, moved it away or mapped something else in its
+    /// place. The engine hears by itself of the end of memory that is shared; this is for memory that devices
+    /// use in place, whose mappings they keep until they fault there.
+    ///
+    /// # Errors
+    ///
+    /// `ZeroSized`.
+    pub fn was_unmapped<T>(&self, pointer: *const T, len: ByteSize) -> Result<(), Error> {
+        let span = Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)?;
+        self.process.was_unmapped(span);
+        Ok(())
     }
 
     /// Returns when devices know of everything that was done to mappings before: `munmap`,
@@ -464,6 +485,20 @@ impl Adopted {
     /// The pages that are shared.
     pub fn span(&self) -> Span {
         self.span
+    }
+
+    /// Whether they still are: nobody has adopted them again since, and, as far as is known, they were not
+    /// unmapped.
+    pub fn is_current(&self) -> bool {
+        self.token.is_some() && self.process.adoption_of(self.span.start()) == self.token
+    }
+
+    pub(crate) fn of(process: &Arc<Process>, span: Span) -> Self {
+        Self {
+            process: Arc::clone(process),
+            span,
+            token: process.adoption_of(span.start()),
+        }
     }
 }
 

@@ -17,9 +17,10 @@ use crate::sys::map::Mapping;
 use crate::sys::pagemap::{PageMap, Region as PageRegion, Scanned};
 use crate::sys::probe::Rung;
 use crate::sys::procmap::VmaTable;
+use crate::sys::room::Room;
 use gpusvm_mm::{AddressSpace, FaultOutcome, Home, Memories, Notifiers, Place, Wanted};
-use gpusvm_sync::Mutex;
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use gpusvm_sync::{Arc, Mutex};
 use gpusvm_types::{ByteSize, PageCount, PageIndex, Span, VirtAddr};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -28,10 +29,12 @@ mod start; // how it comes to be, on which rung
 mod adopt; // what is mirrored
 mod space; // the contract
 mod snapshot; // where pages are, for who only looks
+mod look; // what the program's page table has, for who reports it
 mod protect; // what nobody hears of
 mod watch; // hearing of unmaps without more
 
 pub use adopt::AdoptError;
+pub use look::{PageLook, RamPage};
 pub use protect::Protection;
 pub use start::{Options, StartError};
 
@@ -43,6 +46,8 @@ pub use start::{Options, StartError};
 pub struct Process {
     pub(crate) regions: Regions,
     pub(crate) staging: Staging,
+    /// Where what is kept of mirrored memory is, apart from the program's holes.
+    pub(crate) room: Arc<Room>,
     pub(crate) mover: Box<dyn Mover>,
     pub(crate) source: Box<dyn FaultSource>,
     pub(crate) notifiers: Notifiers,

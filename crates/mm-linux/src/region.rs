@@ -15,8 +15,10 @@
 use crate::as_one::AsOne;
 use crate::sys::futex::{self, Woken};
 use crate::sys::map::{Mapping, Request};
+use crate::sys::room::Room;
 use core::time::Duration;
 use gpusvm_mm::{ArmToken, PageWord};
+use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use gpusvm_types::{BLOCK_SHIFT, ByteSize, PAGES_PER_BLOCK, PageIndex, Span, VirtAddr};
 use rustix::io::Errno;
@@ -124,10 +126,11 @@ impl Region {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(span: Span, behind: Behind) -> Result<Self, Errno> {
+    pub(crate) fn new(span: Span, behind: Behind, room: &Arc<Room>) -> Result<Self, Errno> {
         let words = ByteSize::from_usize(span.page_count().as_usize() * size_of::<PageWord>());
         let blocks = span.blocks().count() * size_of::<BlockState>();
-        let map = |size| Request::new(size).never_huge().dont_fork().locked().map();
+        let request = |size| Request::new(size).never_huge().dont_fork().locked();
+        let map = |size| request(size).map_in(room);
         Ok(Self {
             span,
             behind,
@@ -399,7 +402,7 @@ mod tests {
     #[test]
     fn an_unaligned_region_has_a_state_for_each_block_it_touches() {
         let span = Span::new(VirtAddr::new(0x3ff000), VirtAddr::new(0x801000)).unwrap();
-        let region = Region::new(span, Behind::Zeroes).unwrap();
+        let region = Region::new(span, Behind::Zeroes, &Room::reserve().unwrap()).unwrap();
         assert_eq!(region.words().len(), 1 + 512 + 512 + 1);
         let states = [0x3ff000, 0x400000, 0x600000, 0x800000]
             .map(|at| core::ptr::from_ref(region.block(VirtAddr::new(at))));

@@ -135,20 +135,25 @@ mod tests {
         VirtAddr::new(page << 12)
     }
 
+    fn region(span: Span) -> Region {
+        Region::new(
+            span,
+            Behind::Zeroes,
+            &crate::sys::room::Room::reserve().unwrap(),
+        )
+        .unwrap()
+    }
+
     #[test]
     fn parts_are_found_and_gaps_between_them() {
         let regions = Regions::default();
-        regions
-            .insert(Arc::new(Region::new(span(10, 20), Behind::Zeroes).unwrap()))
-            .unwrap();
-        regions
-            .insert(Arc::new(Region::new(span(30, 40), Behind::Zeroes).unwrap()))
-            .unwrap();
+        regions.insert(Arc::new(region(span(10, 20)))).unwrap();
+        regions.insert(Arc::new(region(span(30, 40)))).unwrap();
         assert_eq!(regions.mirror(at(10)), Mirror::Mapping(span(10, 20)));
         assert_eq!(regions.mirror(at(20)), Mirror::Gap(span(20, 30)));
         assert_eq!(regions.mirror(at(5)), Mirror::Gap(span(0, 10)));
         assert_eq!(
-            regions.insert(Arc::new(Region::new(span(39, 41), Behind::Zeroes).unwrap())),
+            regions.insert(Arc::new(region(span(39, 41)))),
             Err(span(30, 40))
         );
     }
@@ -156,9 +161,7 @@ mod tests {
     #[test]
     fn a_hole_leaves_two_parts_of_one_region() {
         let regions = Regions::default();
-        regions
-            .insert(Arc::new(Region::new(span(10, 20), Behind::Zeroes).unwrap()))
-            .unwrap();
+        regions.insert(Arc::new(region(span(10, 20)))).unwrap();
         regions.remove(span(13, 15));
         assert_eq!(
             regions.find(at(12)).map(|part| part.span),

@@ -107,6 +107,7 @@ pub struct Builder {
     units: usize,
     faults: FaultMode,
     coherent: bool,
+    atomics_on_ram: bool,
     fabric: Option<Fabric>,
 }
 
@@ -119,6 +120,7 @@ impl Builder {
             units: 4,
             faults: FaultMode::Replayable,
             coherent: true,
+            atomics_on_ram: true,
             fabric: None,
         }
     }
@@ -141,6 +143,15 @@ impl Builder {
     /// Whether it can reach RAM in place. Where [`guarded::SUPPORTED`] is false, it cannot.
     pub fn coherent(self, coherent: bool) -> Self {
         Self { coherent, ..self }
+    }
+
+    /// Whether its atomic operations work on RAM, where it reaches RAM at all. On a device where they do not,
+    /// pages come to device memory for them: while they are mapped there, no one else touches them.
+    pub fn atomics_on_ram(self, atomics_on_ram: bool) -> Self {
+        Self {
+            atomics_on_ram,
+            ..self
+        }
     }
 
     /// Which devices reach its memory, and it theirs. Where [`guarded::SUPPORTED`] is false, none.
@@ -231,7 +242,7 @@ impl Builder {
             page_sizes: PageSizes::COMMON,
             faults: self.faults,
             coherent,
-            atomics_on_ram: coherent,
+            atomics_on_ram: coherent && self.atomics_on_ram,
             fabric: self.fabric.filter(|_| guarded::SUPPORTED),
         }
     }

@@ -52,6 +52,8 @@ pub(crate) struct Request {
     /// The device's translation led to RAM that refused.
     pub(crate) stale: bool,
     pub(crate) cause: Cause,
+    /// Pages stay where they are, whatever the policy says, if the device can use them there.
+    pub(crate) in_place: bool,
 }
 
 impl Request {
@@ -62,6 +64,15 @@ impl Request {
             access,
             stale: false,
             cause: Cause::Prefetch,
+            in_place: false,
+        }
+    }
+
+    /// As `prefetch`, of pages that stay where they are.
+    pub(crate) const fn in_place(at: VirtAddr, access: Access) -> Self {
+        Self {
+            in_place: true,
+            ..Self::prefetch(at, access)
         }
     }
 }
@@ -78,6 +89,7 @@ pub(crate) fn serve<M: AddressSpace>(vm: &Vm<M>, fault: &DeviceFault) -> Verdict
         access,
         stale,
         cause: Cause::DeviceFault,
+        in_place: false,
     };
     let mut passes = 0;
     let outcome = make(vm, &request, &mut passes);
@@ -208,7 +220,8 @@ fn pass<M: AddressSpace>(vm: &Vm<M>, request: &Request, attempt: u32) -> Result<
     if let Some(reason) = arm(vm, request.at, &range, &serving)? {
         return Ok(Pass::Stale(reason));
     }
-    let placed = if range.can_migrate() {
+    let moves = range.can_migrate() && (ctx.devmem_only || !request.in_place);
+    let placed = if moves {
         place(vm, request, &range, (attempt, advice), &mut ctx)?
     } else {
         Placed::NOWHERE

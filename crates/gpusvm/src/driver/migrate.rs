@@ -3,6 +3,7 @@
 use crate::driver::current;
 use crate::driver::gpuva::Vma;
 use crate::driver::vm::Vm;
+use core::time::Duration;
 use gpusvm_mm::{AddressSpace, MmError};
 use gpusvm_pagemap::{Cause, MigrateError};
 use gpusvm_svm::{FaultCtx, FindError};
@@ -17,10 +18,34 @@ impl<M: AddressSpace> Vm<M> {
     /// The first reason why something did not move; the rest is tried all the same, unless nothing can
     /// move any more: `Unbound`, `NoSpace`, `Gone`.
     pub fn migrate_to_devmem(&self, span: Span, cause: Cause) -> Result<(), MigrateError> {
+        self.each_range(span, |range| {
+            let (pagemap, timeslice) = (self.region.pagemap(), Duration::ZERO);
+            pagemap.populate(range, timeslice, cause)
+        })
+    }
+
+    /// As [`Vm::migrate_to_devmem`], of no page outside of `span`, also where a range reaches out of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::migrate_to_devmem`].
+    pub fn migrate_pages(&self, span: Span, cause: Cause) -> Result<(), MigrateError> {
+        self.each_range(span, |range| {
+            let (pagemap, timeslice) = (self.region.pagemap(), Duration::ZERO);
+            let piece = range.intersection(span);
+            piece.map_or(Ok(()), |piece| pagemap.populate(piece, timeslice, cause))
+        })
+    }
+
+    fn each_range(
+        &self,
+        span: Span,
+        populate: impl Fn(Span) -> Result<(), MigrateError>,
+    ) -> Result<(), MigrateError> {
         let mut result = Ok(());
         let mut at = span.start();
         while at < span.end() {
-            let (end, moved) = self.prefetch_range(at, cause)?;
+            let (end, moved) = self.migrate_range(at, &populate)?;
             let is_final = matches!(
                 moved,
                 Err(MigrateError::Unbound { .. }
@@ -38,10 +63,10 @@ impl<M: AddressSpace> Vm<M> {
     }
 
     /// Moves the range of `at`. Says where it ends.
-    fn prefetch_range(
+    fn migrate_range(
         &self,
         at: VirtAddr,
-        cause: Cause,
+        populate: impl Fn(Span) -> Result<(), MigrateError>,
     ) -> Result<(VirtAddr, Result<(), MigrateError>), MigrateError> {
         let page = Span::page_of(at);
         let _no_fork = self.svm().mm().no_fork().ok_or(MmError::Gone)?;
@@ -74,8 +99,7 @@ impl<M: AddressSpace> Vm<M> {
             let span = range.span();
             return Ok((end, Err(MigrateError::NoMapping { span })));
         }
-        let pagemap = self.region.pagemap();
-        Ok((end, pagemap.populate(range.span(), ctx.timeslice, cause)))
+        Ok((end, populate(range.span())))
     }
 }
 

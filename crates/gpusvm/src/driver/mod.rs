@@ -23,6 +23,7 @@
 //!   revisit    what is mapped in place gets a second look
 //!   resident   launches that declare what they touch
 //!   stays      what of it stays in RAM meanwhile
+//!   reach      what is mapped where it is, and what is mapped at all
 //!   prefetch   pages that are wanted before they are touched
 //!   report     what became of the last fault
 //!   advice     what the program says of its memory beforehand
@@ -67,6 +68,7 @@ pub(crate) mod duplicate; // copies for reading
 pub(crate) mod revisit; // what is mapped in place gets a second look
 pub(crate) mod resident; // declared residency
 pub(crate) mod migrate; // pages to the device, and no mapping
+pub(crate) mod reach; // mappings, and no page moves
 pub(crate) mod prefetch; // wanted before they are touched
 pub mod advice; // what the program says beforehand
 pub(crate) mod vm; // one device address space

@@ -113,6 +113,7 @@ impl<M: AddressSpace> Vm<M> {
             access,
             stale: false,
             cause: Cause::Declared,
+            in_place: false,
         };
         for _ in 0..MAX_SLIPS {
             fault::make_accessible(self, &request)?;

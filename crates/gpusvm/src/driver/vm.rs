@@ -156,6 +156,7 @@ impl<M: AddressSpace> Vm<M> {
             access,
             stale: false,
             cause: Cause::DeviceFault,
+            in_place: false,
         };
         fault::make_accessible(self, &request)
     }

@@ -101,7 +101,8 @@ fn remapped(process: &Process, from: Span, to: VirtAddr) {
         let Some(there) = translate(part.span, from, to) else {
             continue;
         };
-        let Ok(region) = Region::new(there, part.region.behind()).map(Arc::new) else {
+        let Ok(region) = Region::new(there, part.region.behind(), &process.room).map(Arc::new)
+        else {
             lose(process, &part, there);
             continue;
         };

@@ -330,7 +330,9 @@ impl Process {
 
     fn mirror(&self, span: Span, behind: Behind) -> Result<Arc<Region>, AdoptError> {
         let no_memory = |_: Errno| AdoptError::NoMemory { len: span.len() };
-        let region = Region::new(span, behind).map(Arc::new).map_err(no_memory)?;
+        let region = Region::new(span, behind, &self.room)
+            .map(Arc::new)
+            .map_err(no_memory)?;
         self.regions
             .insert(Arc::clone(&region))
             .map_err(|other| AdoptError::Overlaps { other })?;

@@ -37,14 +37,29 @@ impl Process {
         };
         // SAFETY: permissions only; whoever uses the memory asked for it, as with `mprotect` itself.
         unsafe { map::protect(span, flags) }?;
+        self.was_protected(span);
+        Ok(())
+    }
+
+    /// `span` was unmapped, or is another mapping by now. What of it is mirrored is heard of anyway; this tells
+    /// devices that have other memory mapped in place.
+    pub fn was_unmapped(&self, span: Span) {
+        self.settle_events();
+        self.notifiers.invalidate(&Invalidation {
+            span,
+            reason: Reason::Unmap,
+        });
+    }
+
+    /// Permissions of `span` were changed by somebody else: as [`Process::protect`], without changing them.
+    pub fn was_protected(&self, span: Span) {
         if self.is_inherited() {
-            return Ok(());
+            return;
         }
         // In this order: a look at the mapping that was made before cannot be committed any more.
         self.notifiers.invalidate(&Invalidation {
             span,
             reason: Reason::Protect,
         });
-        Ok(())
     }
 }

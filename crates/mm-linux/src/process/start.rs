@@ -15,6 +15,7 @@ use crate::stats::Counters;
 use crate::sys::pagemap::PageMap;
 use crate::sys::probe::{Capabilities, Rung};
 use crate::sys::procmap::VmaTable;
+use crate::sys::room::Room;
 use crate::sys::thp::Thp;
 use crate::sys::uffd::{Features, Flavour, OpenError, RegisterModes, Uffd};
 use gpusvm_mm::Memories;
@@ -84,12 +85,14 @@ impl Process {
         let forked = rung == Rung::Signals;
         let staging = Staging::new(Thp::read(), forked);
         let staging = staging.map_err(system("reserving the staging pool"))?;
+        let room = Room::reserve().map_err(system("reserving address space"))?;
         let (mover, source) = means(rung, &staging)?;
         #[expect(clippy::disallowed_methods, reason = "this is where the clock enters")]
         let began = Instant::now();
         let process = Arc::new(Self {
             regions: Regions::default(),
             staging,
+            room,
             mover,
             source,
             notifiers: Notifiers::default(),

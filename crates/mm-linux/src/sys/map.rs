@@ -9,6 +9,8 @@
 //! [`Mapping::as_ptr`]: pages of it come and go, so that it is never a slice.
 
 use super::pointer;
+use super::room::Room;
+use gpusvm_sync::Arc;
 use gpusvm_types::{BLOCK_SIZE, ByteSize, Span, VirtAddr};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
@@ -47,7 +49,6 @@ impl Request {
     }
 
     /// Address space only: any touch is a SIGSEGV until [`protect`] says otherwise.
-    #[cfg(test)]
     pub(crate) const fn reserved(mut self) -> Self {
         self.reserved = true;
         self
@@ -91,12 +92,37 @@ impl Request {
     /// `ENOMEM`: no address space, or too many mappings. `EINVAL`: no length.
     pub(crate) fn map(self) -> Result<Mapping, Errno> {
         let len = self.len.pages().bytes();
-        let mut mapping = if self.aligned {
+        let mapping = if self.aligned {
             self.map_aligned(len)?
         } else {
             self.map_anywhere(len)?
         };
-        let span = mapping.span;
+        self.advised(mapping)
+    }
+
+    /// As [`Request::map`], in address space of the engine's own, or anywhere if that is full. Not aligned,
+    /// and to read and write.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::map`].
+    pub(crate) fn map_in(self, room: &Arc<Room>) -> Result<Mapping, Errno> {
+        let Some(span) = room.take(self.len.pages().bytes()) else {
+            return self.map();
+        };
+        // From here on it goes back when it is dropped.
+        let mapping = Mapping {
+            span,
+            owner: None,
+            room: Some(Arc::clone(room)),
+        };
+        // SAFETY: set aside and nobody's: there is nothing yet that could be touched.
+        unsafe { protect(span, MprotectFlags::READ | MprotectFlags::WRITE) }?;
+        self.advised(mapping)
+    }
+
+    fn advised(self, mut mapping: Mapping) -> Result<Mapping, Errno> {
+        let (span, len) = (mapping.span, mapping.span.len());
         match self.huge {
             Huge::AsTheSystem => {}
             // EINVAL: a kernel without huge pages, which is as good as it gets.
@@ -129,7 +155,11 @@ impl Request {
         }?;
         at.expose_provenance();
         let span = Span::from_len(VirtAddr::from(at), len).expect("whole pages at a page");
-        Ok(Mapping { span, owner: None })
+        Ok(Mapping {
+            span,
+            owner: None,
+            room: None,
+        })
     }
 
     /// Maps a block more than asked, and gives back what is outside.
@@ -150,7 +180,11 @@ impl Request {
         for piece in outside.into_iter().flatten() {
             unmap(piece);
         }
-        Ok(Mapping { span, owner: None })
+        Ok(Mapping {
+            span,
+            owner: None,
+            room: None,
+        })
     }
 }
 
@@ -168,6 +202,8 @@ pub(crate) struct Mapping {
     span: Span,
     /// The process that has it, when its children do not: what they have there is theirs.
     owner: Option<u32>,
+    /// Whose address space it is in, if it is set aside.
+    room: Option<Arc<Room>>,
 }
 
 impl Mapping {
@@ -210,10 +246,28 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if self.owner.is_none_or(|owner| owner == std::process::id()) {
-            unmap(self.span);
+        if self.owner.is_some_and(|owner| owner != std::process::id()) {
+            return;
+        }
+        match &self.room {
+            Some(room) => room.give_back(self.span),
+            None => unmap(self.span),
         }
     }
+}
+
+/// Makes address space of a mapping of our own again, with nothing in it.
+///
+/// # Errors
+///
+/// `ENOMEM`: too many mappings.
+pub(super) fn set_aside(span: Span) -> Result<(), Errno> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+    let (at, len) = (pointer(span.start()), span.len().as_usize());
+    // SAFETY: in the place of a piece of a room, which nobody uses any more.
+    unsafe { rustix::mm::mmap_anonymous(at, len, ProtFlags::empty(), flags) }?;
+    // SAFETY: changes no byte; there is none.
+    unsafe { madvise(span, Advice::LinuxDontFork) }
 }
 
 fn unmap(span: Span) {

@@ -29,6 +29,7 @@ pub(crate) mod pagemap; // holes, zero pages, huge pages
 pub(crate) mod procmap; // find_vma
 pub(crate) mod procmem; // reads that never wait
 pub(crate) mod map; // owned mappings
+pub(crate) mod room; // address space of our own
 pub(crate) mod futex; // sleeping and waking
 pub(crate) mod thp; // huge page setting
 pub(crate) mod probe; // what the machine offers

@@ -56,6 +56,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("gpusvm-cli", &["gpusvm"]),
+    // A program of its own, in other programs: it copies to and from what they name.
+    ("gpusvm-hmm-preload", &["gpusvm", "gpusvm-guarded"]),
+    // What is done to the workspace itself.
+    ("xtask", &[]),
     // For tests.
     (
         "gpusvm-testkit",

@@ -1,0 +1,73 @@
+//! The engine, as long as a device is open.
+//!
+//! # Locking
+//!
+//! The list of what is shared has a lock, held while memory is shared.
+
+use crate::files::DEVICES;
+use gpusvm::{Adopted, ByteSize, Error, FaultInfo, Plan, Policy, SoftGpu, Svm};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The memory of each device, which takes up RAM when it is used: the kernel's grows in pieces of 256 MiB.
+const MEMORY: ByteSize = ByteSize::mib(512);
+
+/// The engine, and what of the program's memory it shares.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) svm: Svm,
+    adopted: Mutex<Vec<Adopted>>,
+}
+
+/// Faults of a device move nothing: in this interface, migrating is a command.
+#[derive(Debug)]
+struct OnCommand;
+
+impl Policy for OnCommand {
+    fn on_device_fault(&self, _: &FaultInfo) -> Plan {
+        Plan::default()
+    }
+}
+
+impl Engine {
+    /// Starts it.
+    pub(crate) fn start() -> Result<Self, Error> {
+        let mut builder = Svm::builder().policy(Arc::new(OnCommand));
+        for _ in 0..DEVICES {
+            // One unit, since a command has one lane. Its atomics take pages to itself, as exclusive access does.
+            let gpu = SoftGpu::builder().vram(MEMORY).units(1);
+            builder = builder.device(gpu.atomics_on_ram(false).build()?);
+        }
+        Ok(Self {
+            svm: builder.build()?,
+            adopted: Mutex::default(),
+        })
+    }
+
+    /// Shares what of that memory can be shared.
+    pub(crate) fn share(&self, at: *const u8, len: ByteSize) -> Result<(), Error> {
+        let mut adopted = self.adopted.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = self.svm.adopt_all(at, len)?;
+        // What the program has unmapped since is of no use any more.
+        adopted.retain(Adopted::is_current);
+        adopted.extend(new);
+        Ok(())
+    }
+
+    /// Ends it. Everything is home by then, and no device memory is in use; else it says so.
+    pub(crate) fn end(self: Arc<Self>) -> Result<(), Error> {
+        // A command in another thread still has it: it ends with that.
+        let Ok(Self { svm, adopted }) = Arc::try_unwrap(self) else {
+            return Ok(());
+        };
+        drop(adopted);
+        let stats = svm.shutdown()?;
+        if stats.vram_used_bytes != 0 || stats.pages_on_devices != 0 {
+            let (bytes, pages) = (stats.vram_used_bytes, stats.pages_on_devices);
+            eprintln!(
+                "gpusvm-hmm: {bytes} bytes of device memory and {pages} pages were left behind"
+            );
+            return Err(Error::NoDevice);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,38 @@
+//! A page as one byte, as `HMM_DMIRROR_SNAPSHOT` tells it.
+
+use gpusvm::{PagePlace, PageState, Protection};
+
+/// Not mapped, or not readable.
+const ERROR: u8 = 0xff;
+/// Nothing there that the device could read without a fault.
+const NONE: u8 = 0;
+/// To read.
+const READ: u8 = 1;
+/// To write.
+const WRITE: u8 = 2;
+/// Part of a huge page.
+const PMD: u8 = 4;
+/// The page of zeroes.
+const ZERO: u8 = 0x10;
+/// In the memory of this device.
+const LOCAL: u8 = 0x20;
+
+/// What `state` is for a program of device `device`.
+pub(crate) fn byte(state: &PageState, device: usize) -> u8 {
+    let writable = match state.protection {
+        None | Some(Protection::None) => return ERROR,
+        Some(Protection::Read) => false,
+        Some(Protection::ReadWrite) => true,
+    };
+    let allows = |may_write| if may_write { WRITE } else { READ };
+    match state.place {
+        PagePlace::Ram(page) => {
+            let kind = if page.zero { ZERO } else { 0 };
+            let size = if page.huge { PMD } else { 0 };
+            kind | size | allows(writable && !page.copied_on_write)
+        }
+        PagePlace::Device(at) if at == device => LOCAL | allows(writable),
+        // The kernel has no page there for anybody but the device that has it.
+        _ => NONE,
+    }
+}

@@ -1,0 +1,31 @@
+//! `cargo xtask`: what is done to the workspace and is no test of cargo's.
+
+mod hmm_selftests; // the kernel's HMM self-tests, on our engine
+mod kernel_source; // where their source comes from
+mod tap; // what they say of themselves
+mod table; // and how we say it
+mod setting; // settings of the system, put back afterwards
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// What is done to the workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build the kernel's HMM self-tests from the distribution's source package and run them, unmodified, on
+    /// our engine. Exit status: 0 all passed, 1 a test failed, 77 there is no source, 2 anything else.
+    HmmSelftests(hmm_selftests::Options),
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().task {
+        Task::HmmSelftests(options) => hmm_selftests::run(&options),
+    }
+}
