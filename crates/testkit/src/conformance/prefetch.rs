@@ -75,11 +75,12 @@ pub fn prefetch_cancelled<W: World>(kit: &Kit) {
     });
 }
 
-/// What a prefetch may be told about memory that is being unmapped.
+/// What a prefetch may be told about memory that is being unmapped, and that another prefetch takes away
+/// again and again: then it gives up.
 fn is_of_unmapping(error: &PrefetchError) -> bool {
     matches!(
         error.reason,
-        PrefetchReason::Fault(FaultError::Unmapped { .. })
+        PrefetchReason::Fault(FaultError::Unmapped { .. } | FaultError::Gave { .. })
             | PrefetchReason::Migrate(_)
             | PrefetchReason::Mm(_)
     )
