@@ -57,14 +57,21 @@ fn find_or_install() -> Result<String, Failed> {
     if let Some(package) = find() {
         return Ok(package);
     }
-    let mut apt = Command::new("apt-get");
-    apt.args(["install", "--yes", PACKAGE]);
-    apt.stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    // Refused or not there: either way there is no source then.
-    let _ = apt.status();
+    // A fresh machine does not know of any package yet. Refused or not there: either way there is no
+    // source then.
+    if !apt(&["install", "--yes", PACKAGE]) && apt(&["update"]) {
+        apt(&["install", "--yes", PACKAGE]);
+    }
     find().ok_or(Failed::NoSource(NoSource))
+}
+
+/// Whether it was done.
+fn apt(args: &[&str]) -> bool {
+    let mut apt = Command::new("apt-get");
+    apt.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    apt.stdin(Stdio::null());
+    apt.stdout(Stdio::null()).stderr(Stdio::null());
+    apt.status().is_ok_and(|status| status.success())
 }
 
 /// The package that we know, or else the newest of those that are there.
