@@ -16,7 +16,7 @@
 //!
 //! # Memory
 //!
-//! What this library allocates is not on the program's heap ([`heap`]): a program may write over the end of
+//! What this library allocates is not on the program's heap (`heap.rs`): a program may write over the end of
 //! its own allocations, and one of the kernel's tests does; and its heap may be mirrored.
 //!
 //! # Differences from the kernel
