@@ -137,7 +137,7 @@ fn a_prefetch_that_is_never_stable_ends_after_its_passes() {
         .unwrap_err();
     assert_eq!(error.span.start(), lab.span.start());
     assert_eq!(error.reason, PrefetchReason::Fault(lab.gave(GAVE)));
-    assert_eq!(policy.asked.lock().unwrap().len(), MAX_PASSES as usize);
+    assert_eq!(policy.asked.lock().unwrap().len(), ALL_PASSES as usize);
 }
 
 /// Writes down how long pages were to stay, and moves none.

@@ -31,6 +31,8 @@ use gpusvm_types::{ByteSize, Span, VirtAddr};
 pub const MAX_PASSES: u32 = 8;
 /// How many more it gets with pages where they are.
 pub const MAX_PASSES_IN_PLACE: u32 = 64;
+/// How many it gets in all.
+pub(crate) const ALL_PASSES: u32 = MAX_PASSES + MAX_PASSES_IN_PLACE;
 
 /// Each device address space has a mirror of its own.
 pub(crate) const ONLY: DeviceIndex = DeviceIndex(0);
@@ -156,7 +158,7 @@ fn make<M: AddressSpace>(
         stale::forget_translation(vm, request.at)?;
     }
     let mut last = StaleReason::Gone;
-    for attempt in 0..MAX_PASSES + MAX_PASSES_IN_PLACE {
+    for attempt in 0..ALL_PASSES {
         if attempt == MAX_PASSES {
             counters::count(&vm.counters.last_resorts);
         }

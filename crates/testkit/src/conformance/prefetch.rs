@@ -75,12 +75,11 @@ pub fn prefetch_cancelled<W: World>(kit: &Kit) {
     });
 }
 
-/// What a prefetch may be told about memory that is being unmapped, and that another prefetch takes away
-/// again and again: then it gives up.
+/// What a prefetch may be told about memory that is being unmapped.
 fn is_of_unmapping(error: &PrefetchError) -> bool {
     matches!(
         error.reason,
-        PrefetchReason::Fault(FaultError::Unmapped { .. } | FaultError::Gave { .. })
+        PrefetchReason::Fault(FaultError::Unmapped { .. })
             | PrefetchReason::Migrate(_)
             | PrefetchReason::Mm(_)
     )

@@ -8,7 +8,7 @@
 
 use super::{Location, PrefetchError, PrefetchReason};
 use crate::driver::current::{self, current};
-use crate::driver::fault::{self, MAX_PASSES, Pass, Request};
+use crate::driver::fault::{self, ALL_PASSES, Pass, Request};
 use crate::driver::gpuva;
 use crate::driver::place::{self, Placed};
 use crate::driver::report::Served;
@@ -60,7 +60,7 @@ pub(super) fn step<M: AddressSpace>(vm: &Vm<M>, span: Span, to: Location) -> Ste
         Err(error) => return Step::failed(span, PrefetchReason::Mm(error)),
     };
     let at = span.start().max(vma.span.start());
-    for attempt in 0..MAX_PASSES {
+    for attempt in 0..ALL_PASSES {
         match pass(vm, at, &vma, to, attempt) {
             Ok(Some(step)) => return step,
             Ok(None) => fault::back_off(attempt),
