@@ -52,7 +52,7 @@ mod node; // a device of it
 mod device_vm; // an address space of one
 mod object; // memory of one
 mod slice; // memory to share
-mod share; // memory of the program's own, as much as can be
+mod share; // memory of the program's own
 mod launch; // kernels on it
 mod prefetch; // memory where it is wanted
 mod residence; // where it is, page by page
@@ -81,9 +81,10 @@ pub use launch::{Launch, Resident};
 pub use object::Object;
 pub use prefetch::Prefetch;
 pub use residence::{PagePlace, PageState};
+pub use share::Adopted;
 pub use slice::SvmSlice;
 pub use stats::Stats;
-pub use svm::{Adopted, Builder, Svm};
+pub use svm::{Builder, Svm};
 
 /// A report of what this machine offers, and what would make it better, for people.
 pub fn doctor() -> String {

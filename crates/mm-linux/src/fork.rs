@@ -41,6 +41,7 @@ use core::marker::PhantomData;
 use gpusvm_mm::Wanted;
 use gpusvm_sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use gpusvm_sync::{Arc, Mutex, MutexGuard, Weak};
+use gpusvm_types::PageCount;
 
 /// Counts the forks from the first process with an engine down to this one.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
@@ -229,13 +230,16 @@ unsafe extern "C" fn prepare() {
 
 /// Pages that were moved are brought home to where they are now; and those that move meanwhile, so often.
 fn bring_home_for_a_child(engine: &Process) {
-    for _ in 0..ROUNDS {
+    in_rounds(|| {
         engine.settle_events();
         engine.bring_all_home(Wanted::Fork);
-        if !engine.has_pages_away() {
-            return;
-        }
-    }
+        engine.pages_on_devices() == PageCount::ZERO
+    });
+}
+
+/// Whether a round was enough, of so many.
+fn in_rounds(mut round: impl FnMut() -> bool) -> bool {
+    (0..ROUNDS).any(|_| round())
 }
 
 unsafe extern "C" fn parent() {
@@ -294,6 +298,22 @@ mod tests {
             waiting.join().unwrap();
         });
         assert_eq!(through.into_inner(), 1);
+    }
+
+    #[test]
+    fn what_never_comes_home_for_a_child_is_brought_so_often() {
+        let mut rounds = 0;
+        let mut after = |most: u32| {
+            rounds = 0;
+            let is_home = in_rounds(|| {
+                rounds += 1;
+                rounds > most
+            });
+            (is_home, rounds)
+        };
+        assert_eq!(after(0), (true, 1));
+        assert_eq!(after(ROUNDS - 1), (true, ROUNDS));
+        assert_eq!(after(ROUNDS), (false, ROUNDS));
     }
 
     /// Somebody starts engines all the time: the child can start one all the same.

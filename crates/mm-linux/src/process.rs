@@ -18,7 +18,7 @@ use crate::sys::pagemap::{PageMap, Region as PageRegion, Scanned};
 use crate::sys::probe::Rung;
 use crate::sys::procmap::VmaTable;
 use crate::sys::room::Room;
-use gpusvm_mm::{AddressSpace, FaultOutcome, Home, Memories, Notifiers, Place, Wanted};
+use gpusvm_mm::{AddressSpace, FaultOutcome, Home, Memories, Notifiers, Wanted};
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use gpusvm_sync::{Arc, Mutex};
 use gpusvm_types::{ByteSize, PageCount, PageIndex, Span, VirtAddr};
@@ -271,14 +271,6 @@ impl Process {
                 }
             }
         }
-    }
-
-    /// Whether mirrored pages are on a device, or pages whose new place is not known yet.
-    pub(crate) fn has_pages_away(&self) -> bool {
-        let is_away = |word: &gpusvm_mm::PageWord| matches!(word.get().place, Place::Device(_));
-        let mut parts = self.regions.all().into_iter();
-        self.events.is_remapping()
-            || parts.any(|part| part.region.words_in(part.span).iter().any(is_away))
     }
 
     /// Says something that somebody has to know, on the standard error.
