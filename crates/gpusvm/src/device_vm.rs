@@ -146,10 +146,10 @@ impl DeviceVm {
     ///
     /// # Errors
     ///
-    /// `Bind`: where the device has pages of the process mapped (`EBUSY`), with the first range that is in
-    /// the way; for what is not in the object, or the object of another device (`EINVAL`).
+    /// `Bind`: where the device has pages mapped of memory that is shared (`EBUSY`), with the first range
+    /// that is in the way; for what is not in the object, or the object of another device (`EINVAL`).
     pub fn bind_object(&self, span: Span, object: &Object, offset: ByteSize) -> Result<(), Error> {
-        self.process.check_ours()?;
+        self.before_it_is_bound()?;
         let bound = self.vm.bind_object(span, object.of_driver(), offset);
         self.told(bound)
     }
@@ -165,7 +165,7 @@ impl DeviceVm {
         object: &Object,
         offset: ByteSize,
     ) -> Result<(), Error> {
-        self.process.check_ours()?;
+        self.before_it_is_bound()?;
         let object = object.of_driver();
         self.told(self.vm.bind_object_read_only(span, object, offset))
     }
@@ -185,10 +185,17 @@ impl DeviceVm {
     ///
     /// # Errors
     ///
-    /// `Bind` where the device has pages of the process mapped (`EBUSY`).
+    /// `Bind` where the device has pages mapped of memory that is shared (`EBUSY`).
     pub fn unbind(&self, span: Span) -> Result<(), Error> {
-        self.process.check_ours()?;
+        self.before_it_is_bound()?;
         self.told(self.vm.unbind(span))
+    }
+
+    /// What was unmapped before, by any thread, is not in the way of what is bound where it was.
+    fn before_it_is_bound(&self) -> Result<(), Error> {
+        self.process.check_ours()?;
+        self.process.settle_events();
+        Ok(())
     }
 
     fn told(&self, done: Result<(), BindError>) -> Result<(), Error> {

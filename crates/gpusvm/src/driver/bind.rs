@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   bind, unbind:  nobody works on the address space
-//!      |-- a mirror in the way: ranges with mappings? Busy. Those without are removed
+//!      |-- a mirror in the way: ranges of mirrored memory with mappings? Busy. The others are removed
 //!      |-- an object in the way: its entries are taken away
 //!      |-- the map of VMAs
 //!      `-- an object: its entries are made
@@ -14,7 +14,9 @@
 //!
 //! Taking a mirror away from under mappings is refused: pages of the process that the device reaches
 //! would have to be fenced off from an address where something else is then. Who wants that lets the ranges
-//! become unmapped first, by a touch of the CPU.
+//! become unmapped first, by a touch of the CPU. Memory that nobody mirrors, which the device uses in place,
+//! is not in the way: the CPU has it already, no touch would unmap it, and nobody tells when it is
+//! gone, so its ranges can be those of what was at the address before.
 //!
 //! # Locking
 //!
@@ -28,7 +30,8 @@ use crate::driver::vm::{Vm, Working};
 use gpusvm_device::{Access, DeviceError, FaultError};
 use gpusvm_mm::AddressSpace;
 use gpusvm_pagemap::PagemapAddr;
-use gpusvm_svm::{PageRun, Permission};
+use gpusvm_svm::{PageRun, Permission, Range};
+use gpusvm_sync::Arc;
 use gpusvm_types::{ByteSize, DevAddr, PAGE_SIZE, Span, VirtAddr};
 
 pub(crate) use crate::driver::gpuva::Binding;
@@ -93,8 +96,8 @@ impl<M: AddressSpace> Vm<M> {
     ///
     /// # Errors
     ///
-    /// `Busy` where the device has pages of the process mapped (`EBUSY`), `OutOfBounds`, `OtherDevice` (both
-    /// `EINVAL`), `Closed` (`ENOENT`), `Device` (`ENOMEM`).
+    /// `Busy` where the device has mirrored pages of the process mapped (`EBUSY`), `OutOfBounds`,
+    /// `OtherDevice` (both `EINVAL`), `Closed` (`ENOENT`), `Device` (`ENOMEM`).
     pub fn bind_object(
         &self,
         span: Span,
@@ -155,7 +158,7 @@ impl<M: AddressSpace> Vm<M> {
     ///
     /// # Errors
     ///
-    /// `Busy` where the device has pages of the process mapped (`EBUSY`), `Closed` (`ENOENT`).
+    /// `Busy` where the device has mirrored pages of the process mapped (`EBUSY`), `Closed` (`ENOENT`).
     pub fn unbind(&self, span: Span) -> Result<(), BindError> {
         self.replace(span, None)
     }
@@ -183,8 +186,8 @@ impl<M: AddressSpace> Vm<M> {
         Ok(())
     }
 
-    /// Removes the ranges of the mirrors in `span`, unless one of them is mapped: then none. Their pages
-    /// stay where they are, and come home when the CPU touches them.
+    /// Removes the ranges of the mirrors in `span`, unless one of them is mapped that a touch of the CPU
+    /// would unmap: then none. Their pages stay where they are, and come home when the CPU touches them.
     fn remove_ranges(&self, span: Span) -> Result<(), BindError> {
         let inside = self.vmas.inside(span);
         let is_mirror = |(_, vma): &&(Span, Vma<Object<M>>)| matches!(vma, Vma::Mirror);
@@ -192,7 +195,8 @@ impl<M: AddressSpace> Vm<M> {
         for piece in mirrors().filter(|piece| self.svm().has_mapping(*piece)) {
             // It can be gone by now; nobody maps one meanwhile.
             let ranges = self.svm().ranges_in(piece);
-            if let Some(range) = ranges.iter().find(|range| range.is_mapped()) {
+            let is_in_the_way = |range: &&Arc<Range<M>>| range.is_mapped() && range.can_migrate();
+            if let Some(range) = ranges.iter().find(is_in_the_way) {
                 return Err(BindError::Busy { span: range.span() });
             }
         }

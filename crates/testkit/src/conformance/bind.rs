@@ -3,7 +3,7 @@
 
 use super::{Bench, Kit, Setup};
 use crate::mirror::words_of;
-use crate::world::World;
+use crate::world::{Feature, Kind, Prot, World};
 use gpusvm::driver::BindError;
 use gpusvm_device::FaultError;
 use gpusvm_sync::Arc;
@@ -68,6 +68,24 @@ pub fn busy<W: World>(kit: &Kit) {
         bench.check();
         assert_eq!(vm.bind_mirror(span), Ok(()));
         bench.device_expect(0, span, 1);
+    });
+}
+
+/// Memory that nobody mirrors, and what was mapped there before it, is not in the way of an object: no touch
+/// of the CPU would unmap it, and nobody tells that it was unmapped.
+pub fn bind_over_memory_in_place<W: World>(kit: &Kit) {
+    kit.once::<W>(&Setup::default(), |bench| {
+        let span = bench.map(16, Prot::ReadWrite, Kind::Plain);
+        bench.fill(span, 1);
+        bench.device_expect(0, span, 1);
+        object_for_a_while(bench, span);
+        if bench.can(&[Feature::Unmap]) {
+            bench.world().unmap(span);
+            let map_again = |kind| bench.world().map_again(span, Prot::ReadWrite, kind);
+            map_again(Kind::Mirrored);
+            bench.fill(span, 1);
+            object_for_a_while(bench, span);
+        }
     });
 }
 

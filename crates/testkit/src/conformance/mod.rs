@@ -64,7 +64,7 @@ macro_rules! conformance_cases {
             migrate_racing_exit, evict_racing_cpu_fault, two_devices_race_for_one_block,
             two_peers_race_for_one_block, prefetch_then_no_fault, prefetch_cancelled,
             prefetch_racing_unmap, prefetch_racing_cpu_touch, bo_map, bo_unmap, busy, bind_racing_faults,
-            unbind_with_work_under_way, close_with_work_under_way,
+            bind_over_memory_in_place, unbind_with_work_under_way, close_with_work_under_way,
             advised_places, advice_cuts_ranges, advice_lasts_as_long_as_its_mapping, advice_of_atomics,
             eviction_as_advised, contradictory_advice_of_two_devices, advise_racing_all_else,
         }
@@ -157,7 +157,7 @@ pub use anon::{
     anon_read, anon_read_multiple, anon_read_prot, anon_teardown, anon_write, anon_write_huge,
     anon_write_prot, compound, open_close,
 };
-pub use bind::{bind_racing_faults, bo_map, bo_unmap, busy};
+pub use bind::{bind_over_memory_in_place, bind_racing_faults, bo_map, bo_unmap, busy};
 pub use duplicate::{
     duplicate, duplicate_empty, duplicate_evicted, duplicate_racing_cpu_writes,
     duplicate_racing_device_writes, duplicate_racing_system_calls, duplicate_then_dontneed,
