@@ -7,7 +7,8 @@
 //! Prints, for huge and for base pages, the median of one 2 MiB migration each way next to that of one
 //! bare copy with the same instructions, the two taken turn by turn over many blocks, so that both
 //! find the caches as the other left them; and how long a thread waits for a page, from the touch to
-//! the next instruction, by the window that comes home.
+//! the next instruction, by the window that comes home. At the end: what a first touch by the CPU costs in
+//! memory that was adopted as one, next to one that the kernel serves alone.
 
 #![expect(
     clippy::disallowed_methods,
@@ -72,7 +73,58 @@ fn main() {
         bench.faults();
         bench.end();
     }
+    first_touches(&process);
     process.stop();
+}
+
+/// 64 KiB at a time, page by page, of memory that nobody has touched: adopted as one and watched, and
+/// nobody's, turn by turn.
+fn first_touches(process: &Arc<Process>) {
+    const LEN: ByteSize = ByteSize::mib(16);
+    const CHUNK: ByteSize = ByteSize::kib(64);
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        let [watched, plain] = [(); 2].map(|()| map(LEN));
+        let adopted = process.adopt_as_one(watched.start(), LEN);
+        let adopted = adopted.expect("memory of ours");
+        process.watch(adopted).expect("watched");
+        let nth = |span: Span, n: u64| span.start() + ByteSize::new(n * CHUNK.get());
+        for n in 0..LEN.get() / CHUNK.get() {
+            for (times, span) in times.iter_mut().zip([watched, plain]) {
+                let began = Instant::now();
+                let chunk = Span::from_len(nth(span, n), CHUNK).expect("a chunk");
+                chunk.pages().for_each(|page| write(page.start()));
+                times.push(began.elapsed());
+            }
+        }
+        process.unadopt(adopted).expect("adopted above");
+        [watched, plain].into_iter().for_each(unmap);
+    }
+    let [watched, plain] = times.each_mut().map(|times| percentile(times, 50));
+    let ratio = watched.as_secs_f64() / plain.as_secs_f64();
+    println!(
+        "first touches of 64 KiB, page by page: adopted as one and watched {watched:.1?}, plain {plain:.1?}: \
+         {ratio:.1} x"
+    );
+}
+
+/// Memory of base pages.
+fn map(len: ByteSize) -> Span {
+    let (access, how) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
+    // SAFETY: no address is asked for.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len.as_usize(), access, how, -1, 0) };
+    assert_ne!(at, libc::MAP_FAILED);
+    // SAFETY: changes no byte.
+    unsafe { libc::madvise(at, len.as_usize(), libc::MADV_NOHUGEPAGE) };
+    Span::covering(VirtAddr::from(at.cast_const()), len).expect("memory")
+}
+
+fn unmap(span: Span) {
+    // SAFETY: mapped here, and nobody uses it any more.
+    unsafe { libc::munmap(pointer(span.start()).cast(), span.len().as_usize()) };
 }
 
 impl Bench {

@@ -118,7 +118,8 @@ impl Seat<'_> {
 
 /// Executes it all, and checks it all.
 pub(crate) fn run(engine: Engine<'_>, plan: &Plan, seat: Seat<'_>) {
-    let _no_fork = plan.counts_faults().then(no_fork);
+    let needs_pages_to_stay = plan.counts_faults() || plan.flags.has(Flags::BUSY);
+    let _no_fork = needs_pages_to_stay.then(no_fork);
     let mut test = Test::begin(engine, *plan, seat);
     let all: Vec<usize> = (0..plan.execs).collect();
     for wave in all.chunks(plan.wave()) {

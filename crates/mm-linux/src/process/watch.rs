@@ -7,8 +7,8 @@
 //!                            armed: as any other, until it is not watched any more
 //! ```
 //!
-//! Memory that is registered for missing pages makes every first touch a message, which costs ten times
-//! what the kernel needs. Registered for write protection only, which nobody asks for, it costs nothing;
+//! Memory that is registered for missing pages makes every first touch a message to another thread, and
+//! gets no huge pages. Registered for write protection only, which nobody asks for, it costs nothing;
 //! and unmaps and remaps are heard of all the same. `MADV_DONTNEED` is not, on purpose: what is given up
 //! where no page is missing for anybody would never be seen to be filled again. Events are chosen for a
 //! descriptor as a whole, so watched memory has a descriptor of its own.
