@@ -29,4 +29,4 @@ pub mod conformance; // the cases
 
 pub use alloc::CountingAllocator;
 pub use require::{require_uffd, unavailable};
-pub use watchdog::Watchdog;
+pub use watchdog::{Watchdog, die};

@@ -24,7 +24,7 @@ use actions::ACTIONS;
 use end::Before;
 use gpusvm::{Access, FaultInfo, MigrateOnTouch, Plan, Policy};
 use gpusvm::{ByteSize, Error, Rung, SoftGpu, Stats, Svm};
-use gpusvm_testkit::Watchdog;
+use gpusvm_testkit::{Watchdog, die};
 use mutator::Mutator;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -162,13 +162,11 @@ impl Storm {
 
     /// Says what is known, and ends the process: nothing is to happen to the evidence.
     fn wrong(&self, what: &str) -> ! {
-        eprintln!(
-            "WRONG: {what}\nGPUSVM_SEED={} on {}",
-            self.seed,
-            self.svm.rung()
-        );
-        eprintln!("{}\n{:?}", self.report(), self.svm.stats());
-        std::process::abort();
+        let (seed, rung) = (self.seed, self.svm.rung());
+        let (report, stats) = (self.report(), self.svm.stats());
+        die(&format!(
+            "WRONG: {what}\nGPUSVM_SEED={seed} on {rung}\n{report}\n{stats:?}"
+        ))
     }
 
     fn report(&self) -> String {
@@ -238,11 +236,11 @@ fn rage(rung: Rung, time: Duration, seed: u64) -> Option<(String, Stats)> {
     let known = Arc::downgrade(&storm);
     let state = move || {
         let storm = known.upgrade()?;
-        eprintln!("GPUSVM_SEED={seed}: {}", storm.report());
         let log = storm.log.try_lock();
         let last = log.iter().flat_map(|log| log.iter().rev().take(20));
-        last.for_each(|decision| eprintln!("  {decision:?}"));
-        Some(format!("{:?}", storm.svm.stats()))
+        let last: String = last.map(|decision| format!("  {decision:?}\n")).collect();
+        let (report, stats) = (storm.report(), storm.svm.stats());
+        Some(format!("GPUSVM_SEED={seed}: {report}\n{last}{stats:?}"))
     };
     let state = move || state().unwrap_or_default();
     let _watchdog = Watchdog::start(time + Duration::from_secs(120), state);
