@@ -31,7 +31,8 @@ fn cpu_time() -> Duration {
     Duration::new(seconds.unwrap(), nanos.unwrap())
 }
 
-/// Lets the device have the numbers for a timeslice, touches one, and says how long that took.
+/// Lets the device have the numbers for a timeslice, and touches one, again and again. Who spins does so every
+/// time; a thread that waits for a CPU, or whose machine is not always there, does not.
 fn touch_within_the_timeslice(rung: Option<Rung>) {
     let gpu = SoftGpu::builder().vram(ByteSize::mib(8)).build().unwrap();
     let builder = Svm::builder().device(gpu).policy(Arc::new(Stay(SLICE)));
@@ -40,6 +41,7 @@ fn touch_within_the_timeslice(rung: Option<Rung>) {
         None => built(builder),
     };
     let mut numbers = svm.alloc_slice::<u64>(1024).unwrap();
+    let mut least = (Duration::MAX, Duration::MAX);
     for round in 1..=5 {
         let began = Instant::now();
         add_one(&svm, 0, (numbers.device_ptr(), 1024));
@@ -52,9 +54,11 @@ fn touch_within_the_timeslice(rung: Option<Rung>) {
         println!("{:?}: slept {slept:?}, on a CPU for {used:?}", svm.rung());
         assert_eq!(found, round);
         assert!(stayed >= SLICE, "home after {stayed:?}");
-        assert!(slept < SLICE * 4, "{slept:?}");
-        assert!(used < Duration::from_millis(5), "it spun for {used:?}");
+        least = (least.0.min(slept), least.1.min(used));
     }
+    let (slept, used) = least;
+    assert!(slept < SLICE * 20, "long after its timeslice: {slept:?}");
+    assert!(used < Duration::from_millis(5), "it spun for {used:?}");
     assert!(svm.stats().delayed_cpu_faults >= 5);
     svm.shutdown().unwrap();
 }

@@ -173,7 +173,7 @@ fn a_fault_in_a_timeslice_sleeps(world: &World) {
         });
         let (took, used) = (began.elapsed(), cpu_time() - cpu);
         assert!(took >= SLICE - Duration::from_millis(10), "{took:?}");
-        assert!(took < SLICE * 3, "{took:?}");
+        assert!(took < SLICE * 20, "long after its timeslice: {took:?}");
         assert!(used < Duration::from_millis(10), "it was busy for {used:?}");
         memory.check(1);
     });

@@ -75,7 +75,7 @@ fn a_span_that_never_settles_is_refused_in_time(world: &World) {
         done.store(true, Ordering::Release);
         assert_eq!(refused, Err(MmError::Unstable { span }));
         assert_eq!(MmError::Unstable { span }.errno(), 16);
-        let (least, most) = (Duration::from_millis(900), Duration::from_secs(4));
+        let (least, most) = (Duration::from_millis(900), Duration::from_secs(15));
         assert!(took > least && took < most, "{took:?}");
     });
     memory.check(1);
