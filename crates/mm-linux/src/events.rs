@@ -46,6 +46,7 @@ use crate::outbound::runs;
 use crate::process::Process;
 use crate::stats::Counters;
 use crate::sys::uffd::Event;
+use gpusvm_mm::PageWord;
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_sync::{Condvar, Mutex, MutexGuard};
 use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
@@ -107,13 +108,17 @@ impl Events {
         let something_arrives = queue.arrives_in(span);
         process.regions.for_each_in(span, |region, inside| {
             known |= inside == span;
+            let ours = process.whose(span, inside, |page| {
+                let word = region.find_word(page).map(PageWord::get);
+                word.is_none_or(|word| word.dropped || word.unmapped)
+            });
             for page in inside.pages() {
                 if something_arrives && queue.arrives_in(Span::page_of(page.start())) {
                     // What is still known there is not what the program dropped.
                     known = false;
                     continue;
                 }
-                if !region.block(page.start()).take_own_remove(page, span) {
+                if !ours.is_some_and(|ours| ours.contains(page)) {
                     region.word(page).drop_contents();
                     any = true;
                 }

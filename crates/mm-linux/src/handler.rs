@@ -168,6 +168,14 @@ impl FaultSink for Sink<'_> {
         self.process.events.arrive(self.process, event);
     }
 
+    fn reads_one_by_one(&self) -> bool {
+        self.process.is_discarding()
+    }
+
+    fn look(&mut self) {
+        self.process.look_at_discard();
+    }
+
     fn more(&mut self, arrival: Arrival) {
         let told = self.told;
         let arrival = Arrival { told, ..arrival };

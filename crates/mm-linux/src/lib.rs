@@ -55,6 +55,7 @@ mod block; // a locked block
 mod as_one; // blocks that are registered together
 mod let_go; // ending a registration, of one mapping and no other
 mod outbound; // RAM to device, step by step
+mod discard; // dropping what lives elsewhere, and whose removals are told
 mod inbound; // device to RAM, step by step
 mod protect; // pages that are read in copies
 mod patience; // how long to wait for events

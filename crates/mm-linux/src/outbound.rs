@@ -18,8 +18,7 @@ use crate::patience::Patience;
 use crate::region::Behind;
 use crate::staging::{Content, Slot};
 use gpusvm_mm::{
-    AddressSpace, Block, DevicePage, Freed, KeptReason, MmError, Outbound, Place, Reason, Source,
-    WordState,
+    Block, DevicePage, Freed, KeptReason, MmError, Outbound, Place, Reason, Source, WordState,
 };
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_types::{OwnerId, PAGES_PER_BLOCK, PageCount, PageIndex, Span, VirtAddr};
@@ -238,6 +237,7 @@ impl<'b> LinuxOutbound<'b> {
             if !self.discard(run) {
                 // Of a page, it is all or nothing. What was unmapped is marked.
                 process.source.fence();
+                let _ = process.all_is_told();
                 for page in run.pages().filter(|page| goes(self.span.index_of(*page))) {
                     self.discard(Span::page_of(page.start()));
                 }
@@ -252,33 +252,13 @@ impl<'b> LinuxOutbound<'b> {
 
     /// Drops what is left of pages here. `false` when some of it may be there still.
     fn discard(&self, run: Span) -> bool {
-        let (process, state) = (self.block.process, self.block.state());
-        let is_done = process.mover.settle(run, state);
-        if self.block.region.behind() == Behind::File {
+        let (process, behind) = (self.block.process, self.block.region.behind());
+        let is_done = process.discard(run, behind);
+        if behind == Behind::File {
             // Where there is a file, protection stays behind without a page.
             process.mover.release(run);
         }
-        if state.expects_removes() {
-            // The events were read, but not yet told apart from those of the next removal.
-            process.source.fence();
-            if let Some(again) = state.has_removed() {
-                self.settle_told_again(run, again);
-            }
-        }
         is_done
-    }
-
-    /// A removal like the end of ours, which the kernel repeats where a mapping was cut meanwhile. Where none
-    /// was, the program has dropped those pages as well, and what devices have of them.
-    fn settle_told_again(&self, run: Span, again: Span) {
-        let there = self.block.process.find_vma(run.start());
-        let is_whole = there.is_ok_and(|vma| vma.is_some_and(|vma| vma.span.covers(run)));
-        if let (true, Some(again)) = (is_whole, again.intersection(self.span)) {
-            for word in self.block.region.words_in(again) {
-                word.drop_contents();
-            }
-            self.block.release_dropped(again);
-        }
     }
 
     fn slot_place(&self, at: VirtAddr) -> VirtAddr {

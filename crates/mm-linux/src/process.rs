@@ -2,6 +2,7 @@
 
 use crate::block::{BlockGuard, NotHere};
 use crate::delay::Delays;
+use crate::discard::Discards;
 use crate::events::Events;
 use crate::fork::{Birth, Gate};
 use crate::handler::Crew;
@@ -53,6 +54,7 @@ pub struct Process {
     pub(crate) notifiers: Notifiers,
     pub(crate) memories: Memories<Process>,
     pub(crate) events: Events,
+    pub(crate) discards: Discards,
     pub(crate) delays: Delays,
     pub(crate) crew: Crew,
     pub(crate) gate: Gate,
@@ -60,7 +62,7 @@ pub struct Process {
     pub(crate) counters: Counters,
     rung: Rung,
     vmas: VmaTable,
-    pages: PageMap,
+    pub(crate) pages: PageMap,
     began: Instant,
     stopping: AtomicBool,
     handlers: [AtomicI32; crate::handler::HANDLERS],

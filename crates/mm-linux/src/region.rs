@@ -20,7 +20,7 @@ use core::time::Duration;
 use gpusvm_mm::{ArmToken, PageWord};
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
-use gpusvm_types::{BLOCK_SHIFT, ByteSize, PAGES_PER_BLOCK, PageIndex, Span, VirtAddr};
+use gpusvm_types::{BLOCK_SHIFT, ByteSize, PageIndex, Span, VirtAddr};
 use rustix::io::Errno;
 
 /// What a page is that nobody has written.
@@ -68,16 +68,7 @@ pub(crate) struct BlockState {
     /// The thread that breaks the sharing of pages, or copies them in place, with the block locked: it
     /// cannot wait for them.
     breaker: AtomicI32,
-    /// Pages that a MADV_DONTNEED of our own drops: the first event of each is not the program's.
-    own_removes: [AtomicU64; PAGES_PER_BLOCK / 64],
-    /// What it drops now, as it was told first: from, and to. It is told of what is behind a cut again.
-    own_remove: [AtomicU64; 2],
-    /// The lowest address of what was taken for told again, inverted; or `NOTHING`.
-    told_again: AtomicU64,
 }
-
-/// No address.
-const NOTHING: u64 = 0;
 
 /// The time between the mark of a page and the end of the accesses that devices began before.
 ///
@@ -169,6 +160,12 @@ impl Region {
         &self.words()[first..first + span.page_count().as_usize()]
     }
 
+    /// The word of a page, if it is inside.
+    pub(crate) fn find_word(&self, page: PageIndex) -> Option<&PageWord> {
+        let is_inside = self.span.contains(page.start());
+        is_inside.then(|| self.word(page))
+    }
+
     /// The word of a page inside.
     pub(crate) fn word(&self, page: PageIndex) -> &PageWord {
         &self.words()[self.span.index_of(page)]
@@ -256,61 +253,6 @@ impl BlockState {
             .is_ok()
     }
 
-    /// Pages of `span` are about to be removed by us. With the block locked.
-    pub(crate) fn expect_removes(&self, span: Span) {
-        for page in span.pages() {
-            let (word, bit) = Self::place_of(page);
-            self.own_removes[word].fetch_or(bit, Ordering::AcqRel);
-        }
-    }
-
-    /// Whether the removal of a page was expected, which it then is no longer. Should the program
-    /// remove the same page at the same time, the two removals are as good as each other: the second
-    /// counts.
-    ///
-    /// `told` is all that the event tells of. A mapping that is cut while it is told of is told of again from
-    /// the cut on, to the same end; so is what the program drops to the same end, which `has_removed` says.
-    pub(crate) fn take_own_remove(&self, page: PageIndex, told: Span) -> bool {
-        let (word, bit) = Self::place_of(page);
-        let word = &self.own_removes[word];
-        let [from, to] = &self.own_remove;
-        if word.load(Ordering::Relaxed) & bit != 0
-            && word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
-        {
-            from.store(told.start().get(), Ordering::Relaxed);
-            to.store(told.end().get(), Ordering::Release);
-            return true;
-        }
-        let is_told_again = to.load(Ordering::Acquire) == told.end().get()
-            && from.load(Ordering::Relaxed) < told.start().get();
-        if is_told_again {
-            self.told_again
-                .fetch_max(!told.start().get(), Ordering::AcqRel);
-        }
-        is_told_again
-    }
-
-    /// Whether events of removals are still expected, or can be told again.
-    pub(crate) fn expects_removes(&self) -> bool {
-        let is_set = |pages: &AtomicU64| pages.load(Ordering::Acquire) != 0;
-        self.own_removes.iter().any(is_set) || is_set(&self.own_remove[1])
-    }
-
-    /// All of them were told: what is told from now on is the program's. Says what was taken for told again.
-    pub(crate) fn has_removed(&self) -> Option<Span> {
-        let end = self.own_remove[1].swap(NOTHING, Ordering::AcqRel);
-        for pages in &self.own_removes {
-            pages.store(0, Ordering::Release);
-        }
-        let start = !self.told_again.swap(NOTHING, Ordering::AcqRel);
-        Span::new(VirtAddr::new(start), VirtAddr::new(end)).ok()
-    }
-
-    fn place_of(page: PageIndex) -> (usize, u64) {
-        let in_block = Span::block_of(page.start()).index_of(page);
-        (in_block / 64, 1 << (in_block % 64))
-    }
-
     /// Breaks the sharing of pages by `act`, which touches them on this thread. Pages that are
     /// dropped meanwhile are filled at once, because nobody else will.
     pub(crate) fn breaking_sharing<T>(&self, act: impl FnOnce() -> T) -> T {
@@ -376,27 +318,6 @@ mod tests {
         assert!(block.unlock());
         assert!(block.try_lock());
         assert!(!block.unlock());
-    }
-
-    #[test]
-    fn an_own_removal_is_recognised_once() {
-        let block = BlockState::default();
-        let page = |p: u64| PageIndex::new(p);
-        let pages = |p, n| Span::of_pages(page(p), gpusvm_types::PageCount::new(n));
-        let both = pages(7, 2);
-        assert!(!block.take_own_remove(page(7), both));
-        block.expect_removes(both);
-        assert!(!block.take_own_remove(page(6), pages(6, 3)));
-        assert!(block.take_own_remove(page(7), both));
-        assert!(!block.take_own_remove(page(7), both), "the program's");
-        assert!(block.take_own_remove(page(8), both));
-        let behind_a_cut = pages(8, 1);
-        assert!(block.take_own_remove(page(8), behind_a_cut), "told again");
-        assert!(block.expects_removes());
-        assert_eq!(block.has_removed(), Some(behind_a_cut));
-        assert_eq!(block.has_removed(), None);
-        assert!(!block.expects_removes());
-        assert!(!block.take_own_remove(page(8), behind_a_cut));
     }
 
     #[test]

@@ -60,8 +60,9 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
     ) -> Result<Taken, Errno>;
 
     /// Pages that were taken in place live elsewhere now: what is left of them here goes. `false` when some
-    /// of it may be there still, because the program unmapped some of it meanwhile.
-    fn settle(&self, run: Span, block: &BlockState) -> bool;
+    /// of it may be there still, because the program unmapped some of it meanwhile. See
+    /// [`Process::discard`](crate::process::Process::discard).
+    fn discard(&self, run: Span) -> bool;
 
     /// Whether writes of pages that stay where they are can be caught.
     fn can_protect(&self) -> bool;

@@ -82,7 +82,7 @@ impl Mover for Remapper {
         Ok(Taken::Moved { huge: false })
     }
 
-    fn settle(&self, _: Span, _: &BlockState) -> bool {
+    fn discard(&self, _: Span) -> bool {
         true
     }
 

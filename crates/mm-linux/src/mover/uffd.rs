@@ -137,10 +137,7 @@ impl Mover for UffdMover {
 
     /// The kernel lets others in while its event is read: it gives up if the first page was unmapped by
     /// then, and where the mapping was cut it goes on, and tells of the rest once more.
-    fn settle(&self, run: Span, block: &BlockState) -> bool {
-        if self.program.features().contains(Features::EVENT_REMOVE) {
-            block.expect_removes(run);
-        }
+    fn discard(&self, run: Span) -> bool {
         // SAFETY: the bytes live elsewhere now; whoever touches a page waits for the block.
         let dropped = unsafe { map::discard(run) };
         debug_assert!(

@@ -8,15 +8,22 @@ use gpusvm_types::{PAGES_PER_BLOCK, PageCount, Span};
 pub(crate) struct PageSet([u64; PAGES_PER_BLOCK / 64]);
 
 impl PageSet {
-    pub(super) fn insert(&mut self, pages: core::ops::Range<usize>) {
+    /// The first `count`.
+    pub(crate) fn first(count: usize) -> Self {
+        let mut set = Self::default();
+        set.insert(0..count);
+        set
+    }
+
+    pub(crate) fn insert(&mut self, pages: core::ops::Range<usize>) {
         pages.for_each(|i| self.0[i / 64] |= 1 << (i % 64));
     }
 
-    pub(super) fn remove(&mut self, pages: core::ops::Range<usize>) {
+    pub(crate) fn remove(&mut self, pages: core::ops::Range<usize>) {
         pages.for_each(|i| self.0[i / 64] &= !(1 << (i % 64)));
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(|bits| *bits == 0)
     }
 

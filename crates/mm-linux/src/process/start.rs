@@ -2,6 +2,7 @@
 
 use super::Process;
 use crate::delay::Delays;
+use crate::discard::Discards;
 use crate::events::{self, Events};
 use crate::fork::{Birth, Gate, Starting};
 use crate::handler::{self, Crew};
@@ -98,6 +99,7 @@ impl Process {
             notifiers: Notifiers::default(),
             memories: Memories::default(),
             events: Events::new(),
+            discards: Discards::default(),
             delays: Delays::new(),
             crew: Crew::new(),
             gate: Gate::new(),

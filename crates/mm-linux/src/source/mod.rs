@@ -76,6 +76,12 @@ pub(crate) trait FaultSink {
     /// block.
     fn event(&mut self, event: Event);
 
+    /// Whether a look at pages is to come before each message.
+    fn reads_one_by_one(&self) -> bool;
+
+    /// That look. A message is there, which nobody has read.
+    fn look(&mut self);
+
     /// A fault behind the first.
     fn more(&mut self, arrival: Arrival);
 }

@@ -75,7 +75,16 @@ impl UffdSource {
     ) -> Option<Arrival> {
         loop {
             let mut messages = [Message::EMPTY; BATCH];
-            let count = match uffd.read(&mut messages) {
+            let mut room = &mut messages[..];
+            if sink.reads_one_by_one() {
+                if !uffd.has_messages() {
+                    return first;
+                }
+                sink.look();
+                room = &mut room[..1];
+            }
+            let most = room.len();
+            let count = match uffd.read(room) {
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
                 Err(_) => return first,
@@ -97,7 +106,7 @@ impl UffdSource {
                     event => sink.event(event),
                 }
             }
-            if count < BATCH {
+            if count < most {
                 return first;
             }
         }
@@ -191,6 +200,12 @@ mod tests {
                 self.0.extend(Span::new(start, end));
             }
         }
+
+        fn reads_one_by_one(&self) -> bool {
+            false
+        }
+
+        fn look(&mut self) {}
 
         fn more(&mut self, arrival: Arrival) {
             panic!("nobody touches anything: {arrival:?}");

@@ -36,7 +36,7 @@ pub use open::{Attempt, Flavour, OpenError, Way};
 use super::ioctl::Call;
 use gpusvm_types::{ByteSize, Span, VirtAddr};
 use linux_raw_sys::general as raw;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::ioctl::Opcode;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -285,6 +285,17 @@ impl Uffd {
     pub(crate) fn read(&self, out: &mut [Message]) -> Result<usize, Errno> {
         let bytes = rustix::io::read(&self.fd, Message::as_bytes(out))?;
         Ok(bytes / size_of::<Message>())
+    }
+
+    /// Whether a message is there to be read.
+    pub(crate) fn has_messages(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // If that fails, a read says why.
+        poll(&mut fds, Some(&now)) != Ok(0)
     }
 
     /// The features that the handshake granted: those asked for that are offered.
