@@ -8,11 +8,12 @@
 //!   EXCLUSIVE         pages come to the device, mapped for atomics; a touch of the CPU takes them away
 //!   CHECK_EXCLUSIVE   whether any still is
 //!   RELEASE           everything that is on the device goes home
+//!   FLAGS             what the next commands meet
 //! ```
 
 use crate::command::{self, Command, Kind, PAGE};
 use crate::files::File;
-use crate::snapshot;
+use crate::{flags, snapshot};
 use core::ffi::{c_ulong, c_void};
 use gpusvm::{
     Access, ByteSize, Error, FaultError, LaneError, LaunchError, PagePlace, PageState, Protection,
@@ -27,14 +28,19 @@ const PIECE: usize = 1 << 20;
 /// Runs the command at `argument`. An error leaves it as it was.
 pub(crate) fn run(file: &File, request: c_ulong, argument: *mut c_void) -> Result<(), i32> {
     let kind = Kind::of(request)?;
-    let mut command = Command::read(argument)?;
+    let mut command = Command::read(kind, argument)?;
+    flags::met(file, kind, || obey(file, kind, &mut command))?;
+    command.write(argument)
+}
+
+fn obey(file: &File, kind: Kind, command: &mut Command) -> Result<(), i32> {
     match kind {
-        Kind::Read => read(file, &mut command)?,
-        Kind::Write => write(file, &mut command)?,
-        Kind::MigrateToDev => migrate_to_dev(file, &mut command)?,
-        Kind::MigrateToSys => migrate_to_sys(file, &mut command)?,
+        Kind::Read => read(file, command)?,
+        Kind::Write => write(file, command)?,
+        Kind::MigrateToDev => migrate_to_dev(file, command)?,
+        Kind::MigrateToSys => migrate_to_sys(file, command)?,
         Kind::Snapshot => {
-            let states = states(file, &command)?;
+            let states = states(file, command)?;
             let bytes: Vec<u8> = states
                 .iter()
                 .map(|state| snapshot::byte(state, file.device))
@@ -42,16 +48,17 @@ pub(crate) fn run(file: &File, request: c_ulong, argument: *mut c_void) -> Resul
             command::give(command.data(), &bytes)?;
             command.cpages = command.npages;
         }
-        Kind::Exclusive => exclusive(file, &mut command)?,
+        Kind::Exclusive => exclusive(file, command)?,
         Kind::CheckExclusive => {
-            let mut states = states(file, &command)?.into_iter();
+            let mut states = states(file, command)?.into_iter();
             if states.any(|state| state.mapped == Some(Access::Atomic)) {
                 return Err(EPERM);
             }
         }
         Kind::Release => file.engine.svm.evict(file.device).map_err(errno)?,
+        Kind::Flags => file.flags.set(command.npages),
     }
-    command.write(argument)
+    Ok(())
 }
 
 fn read(file: &File, command: &mut Command) -> Result<(), i32> {

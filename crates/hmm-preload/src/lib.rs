@@ -35,5 +35,6 @@ mod files; // what is open
 mod engine; // the engine, while anything is
 mod command; // one ioctl, as the program has it in memory
 mod dmirror; // what it means
+mod flags; // what they meet
 mod snapshot; // pages, as the device's program sees them
 mod heap; // memory of our own
