@@ -48,12 +48,12 @@ impl Svm {
     /// use gpusvm::{ByteSize, Injection, SoftGpu, Svm};
     ///
     /// let svm = Svm::builder().device(SoftGpu::with_vram(ByteSize::mib(8))?).build()?;
-    /// let mut xs = svm.alloc_slice::<u64>(1024)?;
+    /// let mut xs = svm.alloc_slice::<u64>(1 << 18)?;
     /// xs[700] = 3;
     /// let failure = svm.inject(Injection::DeviceMemory(0))?;
-    /// svm.vm(0)?.migrate(xs.as_ptr(), ByteSize::kib(8))?;
+    /// svm.vm(0)?.migrate(xs.as_ptr(), ByteSize::mib(2))?;
     /// assert!(failure.has_happened());
-    /// assert_eq!(svm.vm(0)?.migrate_back(xs.as_ptr(), ByteSize::kib(8))?, 2);
+    /// assert_eq!(svm.vm(0)?.migrate_back(xs.as_ptr(), ByteSize::mib(2))?, 512);
     /// assert_eq!(xs[700], 3);
     /// # Ok::<(), gpusvm::Error>(())
     /// ```

@@ -37,6 +37,7 @@ pub(crate) enum Kind {
     CheckExclusive,
     Release,
     Flags,
+    ReadUnlocked,
 }
 
 impl Kind {
@@ -54,6 +55,7 @@ impl Kind {
             Some(6) => Ok(Self::CheckExclusive),
             Some(7) => Ok(Self::Release),
             Some(8) => Ok(Self::Flags),
+            Some(9) => Ok(Self::ReadUnlocked),
             _ => Err(EINVAL),
         }
     }

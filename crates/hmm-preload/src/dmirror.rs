@@ -9,6 +9,7 @@
 //!   CHECK_EXCLUSIVE   whether any still is
 //!   RELEASE           everything that is on the device goes home
 //!   FLAGS             what the next commands meet
+//!   READ_UNLOCKED     as READ, and waits for a userfaultfd of the program, which READ does not
 //! ```
 
 use crate::command::{self, Command, Kind, PAGE};
@@ -16,7 +17,8 @@ use crate::files::File;
 use crate::{flags, snapshot};
 use core::ffi::{c_ulong, c_void};
 use gpusvm::{
-    Access, ByteSize, Error, FaultError, LaneError, LaunchError, PagePlace, PageState, Protection,
+    Access, ByteSize, DeviceVm, Error, FaultError, LaneError, LaunchError, PagePlace, PageState,
+    Protection,
 };
 use libc::{EBUSY, EFAULT, EINVAL, ENOENT, EPERM};
 
@@ -35,7 +37,8 @@ pub(crate) fn run(file: &File, request: c_ulong, argument: *mut c_void) -> Resul
 
 fn obey(file: &File, kind: Kind, command: &mut Command) -> Result<(), i32> {
     match kind {
-        Kind::Read => read(file, command)?,
+        Kind::Read => read(file, command, DeviceVm::populate)?,
+        Kind::ReadUnlocked => read(file, command, DeviceVm::populate_unlocked)?,
         Kind::Write => write(file, command)?,
         Kind::MigrateToDev => migrate_to_dev(file, command)?,
         Kind::MigrateToSys => migrate_to_sys(file, command)?,
@@ -61,9 +64,12 @@ fn obey(file: &File, kind: Kind, command: &mut Command) -> Result<(), i32> {
     Ok(())
 }
 
-fn read(file: &File, command: &mut Command) -> Result<(), i32> {
+/// How the device faults: which of the facade's ways.
+type Fault = fn(&DeviceVm, *const u8, ByteSize, Access) -> Result<(), Error>;
+
+fn read(file: &File, command: &mut Command, fault: Fault) -> Result<(), i32> {
     let mut data = Command::room(command.len().get())?;
-    each_mapped(file, command, Access::Read, |at, from, to| {
+    each_mapped(file, command, (Access::Read, fault), |at, from, to| {
         load(file, at, &mut data[from..to])
     })?;
     command::give(command.data(), &data)?;
@@ -74,7 +80,8 @@ fn read(file: &File, command: &mut Command) -> Result<(), i32> {
 fn write(file: &File, command: &mut Command) -> Result<(), i32> {
     let mut data = Command::room(command.len().get())?;
     command::take(&mut data, command.data())?;
-    each_mapped(file, command, Access::Write, |at, from, to| {
+    let way = (Access::Write, DeviceVm::populate as Fault);
+    each_mapped(file, command, way, |at, from, to| {
         store(file, at, &data[from..to])
     })?;
     command.cpages = command.npages;
@@ -86,7 +93,7 @@ fn write(file: &File, command: &mut Command) -> Result<(), i32> {
 fn each_mapped(
     file: &File,
     command: &mut Command,
-    access: Access,
+    (access, fault): (Access, Fault),
     mut copy: impl FnMut(*mut u8, usize, usize) -> Result<(), i32>,
 ) -> Result<(), i32> {
     let total = command.len();
@@ -104,7 +111,7 @@ fn each_mapped(
             if command.faults > MOST_ROUNDS {
                 return Err(EBUSY);
             }
-            file.vm.populate(at, rest, access).map_err(errno)?;
+            fault(&file.vm, at, rest, access).map_err(errno)?;
             continue;
         }
         // What is taken away meanwhile, the device faults for by itself.

@@ -32,8 +32,10 @@ mod snapshot; // where pages are, for who only looks
 mod look; // what the program's page table has, for who reports it
 mod protect; // what nobody hears of
 mod watch; // hearing of unmaps without more
+mod fault_in; // pages that others keep back
 
 pub use adopt::AdoptError;
+pub use fault_in::{FaultInError, Wait};
 pub use look::{PageLook, RamPage};
 pub use protect::Protection;
 pub use start::{Options, StartError};

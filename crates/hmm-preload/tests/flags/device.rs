@@ -34,10 +34,12 @@ pub(crate) fn preloaded(test: &str, body: impl FnOnce()) {
 #[derive(Clone, Copy, Debug)]
 #[repr(u64)]
 pub(crate) enum Do {
+    Read = 0,
     ToDev = 2,
     ToSys = 3,
     Snapshot = 4,
     Flags = 8,
+    ReadUnlocked = 9,
 }
 
 /// The five words of a command.
@@ -140,6 +142,10 @@ impl Memory {
         // SAFETY: advice on memory of our own. Where there are no huge pages, it is refused.
         let _ = unsafe { libc::madvise(memory.at.cast(), BLOCK, libc::MADV_HUGEPAGE) };
         memory
+    }
+
+    pub(crate) fn page(&self, n: usize) -> *mut u8 {
+        self.at.wrapping_add(n * PAGE)
     }
 
     /// Writes another number into each word.

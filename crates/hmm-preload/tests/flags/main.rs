@@ -9,3 +9,4 @@
 
 mod device; // a test under the library, and the device in it
 mod large; // FLAGS: allocations that fail
+mod unlocked; // READ_UNLOCKED: pages that the program keeps back
