@@ -12,8 +12,8 @@ use crate::{Access, DeviceVm, Error, Protection, Svm};
 use gpusvm_device::FaultError;
 use gpusvm_mm::{AddressSpace, Mirror, Seen};
 use gpusvm_mm_linux::{FaultInError, PageLook, RamPage, Wait};
-use gpusvm_pagemap::Cause;
-use gpusvm_types::{ByteSize, PageCount, PageIndex, Span, VirtAddr};
+use gpusvm_pagemap::{Cause, migrate_back};
+use gpusvm_types::{ByteSize, PageIndex, Span, VirtAddr};
 
 /// A page, as it was when somebody looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,40 +170,21 @@ impl DeviceVm {
         moved.map_err(|error| Error::Migrate { device, error })
     }
 
-    /// Brings the pages home that hold some of `len` bytes at `pointer` and live on this device; those of
-    /// others stay. Says how many. Pages that came together may come home together.
+    /// Brings the pages home that hold some of `len` bytes at `pointer` and live on this device, and no
+    /// others: those of other devices stay, and so does what came here together with them. Says how many came.
+    /// Timeslices do not hold; launches that need pages do, and are waited for.
     ///
     /// # Errors
     ///
-    /// `ZeroSized`; `Mm` with the first page that could not come.
+    /// `ZeroSized`; `Migrate` with why pages could not come (`EBUSY`: a launch needs them).
     pub fn migrate_back<T>(&self, pointer: *const T, len: ByteSize) -> Result<u64, Error> {
         let span = covering(pointer, len)?;
         self.process.settle_events();
-        let mut count = 0;
-        for run in self.own_runs(span)? {
-            self.vm.migrate_to_ram(run)?;
-            count += run.page_count().get();
-        }
-        Ok(count)
-    }
-
-    /// The longest pieces of `span` that live on this device.
-    fn own_runs(&self, span: Span) -> Result<Vec<Span>, Error> {
-        let mut seen = vec![Seen::Absent; span.page_count().as_usize()];
-        self.process.snapshot(span, &mut seen)?;
-        let own = |seen: &Seen| match *seen {
-            Seen::Device(page) => self.vm.region().pagemap().contains(page),
-            _ => false,
-        };
-        let mut runs: Vec<Span> = Vec::new();
-        for (page, _) in span.pages().zip(&seen).filter(|(_, seen)| own(seen)) {
-            let page = Span::of_pages(page, PageCount::ONE);
-            match runs.last_mut() {
-                Some(run) if run.end() == page.start() => *run = run.union(page),
-                _ => runs.push(page),
-            }
-        }
-        Ok(runs)
+        let device = self.device();
+        let pagemap = self.vm.region().pagemap();
+        let came = migrate_back::migrate_back(pagemap, span, Cause::Asked);
+        let came = came.map_err(|error| Error::Migrate { device, error })?;
+        Ok(came.get())
     }
 
     fn place_of(&self, page: gpusvm_mm::DevicePage) -> PagePlace {

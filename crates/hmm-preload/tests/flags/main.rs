@@ -9,4 +9,5 @@
 
 mod device; // a test under the library, and the device in it
 mod large; // FLAGS: allocations that fail
+mod back; // TO_SYS: what was named
 mod unlocked; // READ_UNLOCKED: pages that the program keeps back
