@@ -56,6 +56,7 @@ mod share; // memory of the program's own
 mod launch; // kernels on it
 mod prefetch; // memory where it is wanted
 mod residence; // where it is, page by page
+mod exclusive; // what a device has for itself
 mod transfer; // bytes through the eyes of a device
 mod advice; // what the program says beforehand
 mod inject; // what is to fail

@@ -6,6 +6,7 @@
 //!   populate_unlocked  the same, and waits for the program's own userfaultfd
 //!   migrate         pages to the device; nothing mapped  migrate_vma
 //!   migrate_back    the device's own pages home          migrate_vma
+//!   make_exclusive  to the device, for itself            make_device_exclusive
 //! ```
 
 use crate::{Access, DeviceVm, Error, Protection, Svm};
@@ -25,6 +26,8 @@ pub struct PageState {
     /// What the device may do with it without a fault: the most of what the device has mapped. Nothing where
     /// nobody has made the page yet, and no engine would.
     pub mapped: Option<Access>,
+    /// Whether the device has it for itself: [`DeviceVm::make_exclusive`].
+    pub exclusive: bool,
 }
 
 /// Where a page is.
@@ -75,6 +78,7 @@ impl DeviceVm {
         let mut seen = vec![Seen::Absent; looks.len()];
         self.process.snapshot(span, &mut seen)?;
         let mapped = self.vm.mapped(span);
+        let pagemap = self.vm.region().pagemap();
         let looks = looks.into_iter().zip(seen);
         let pages = span.pages().zip(looks.zip(mapped));
         let state =
@@ -91,6 +95,7 @@ impl DeviceVm {
                     protection: look.protection,
                     place,
                     mapped: mapped.filter(|_| !is_to_be_made),
+                    exclusive: matches!(seen, Seen::Device(page) if pagemap.is_exclusive(page)),
                 }
             };
         Ok(pages.map(state).collect())
@@ -228,6 +233,6 @@ impl Svm {
     }
 }
 
-fn covering<T>(pointer: *const T, len: ByteSize) -> Result<Span, Error> {
+pub(crate) fn covering<T>(pointer: *const T, len: ByteSize) -> Result<Span, Error> {
     Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)
 }

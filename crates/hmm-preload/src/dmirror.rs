@@ -5,7 +5,7 @@
 //!   MIGRATE_TO_DEV    share, migrate, then read back what the device has mapped
 //!   MIGRATE_TO_SYS    the pages of this device go home
 //!   SNAPSHOT          one byte for each page; nothing faults
-//!   EXCLUSIVE         pages come to the device, mapped for atomics; a touch of the CPU takes them away
+//!   EXCLUSIVE         pages come to the device, for itself; a touch of the CPU takes them away, and a WRITE
 //!   CHECK_EXCLUSIVE   whether any still is
 //!   RELEASE           everything that is on the device goes home
 //!   FLAGS             what the next commands meet
@@ -54,7 +54,7 @@ fn obey(file: &File, kind: Kind, command: &mut Command) -> Result<(), i32> {
         Kind::Exclusive => exclusive(file, command)?,
         Kind::CheckExclusive => {
             let mut states = states(file, command)?.into_iter();
-            if states.any(|state| state.mapped == Some(Access::Atomic)) {
+            if states.any(|state| state.exclusive) {
                 return Err(EPERM);
             }
         }
@@ -80,6 +80,11 @@ fn read(file: &File, command: &mut Command, fault: Fault) -> Result<(), i32> {
 fn write(file: &File, command: &mut Command) -> Result<(), i32> {
     let mut data = Command::room(command.len().get())?;
     command::take(&mut data, command.data())?;
+    // What the device has for itself it has for atomics. To write, it faults for it as others do.
+    for (first, count) in pieces(&states(file, command)?, |state| state.exclusive) {
+        let (at, len) = piece(command, first, count);
+        file.vm.migrate_back(at, len).map_err(errno)?;
+    }
     let way = (Access::Write, DeviceVm::populate as Fault);
     each_mapped(file, command, way, |at, from, to| {
         store(file, at, &data[from..to])
@@ -160,18 +165,24 @@ fn migrate_to_dev(file: &File, command: &mut Command) -> Result<(), i32> {
     if !before.iter().zip(&after).all(here) {
         return Err(ENOENT);
     }
-    read_back(file, command, Access::Read)
+    read_back(file, command)
 }
 
 fn exclusive(file: &File, command: &mut Command) -> Result<(), i32> {
     let shared = file.engine.share(command.at(), command.len());
     shared.map_err(errno)?;
-    read_back(file, command, Access::Atomic)
+    let writable = |state: &PageState| state.protection == Some(Protection::ReadWrite);
+    if !states(file, command)?.iter().all(writable) {
+        return Err(EFAULT);
+    }
+    let made = file.vm.make_exclusive(command.at(), command.len());
+    made.map_err(errno)?;
+    read_back(file, command)
 }
 
 /// Maps all of it, and gives the program what the device reads there.
-fn read_back(file: &File, command: &mut Command, access: Access) -> Result<(), i32> {
-    let populated = file.vm.populate(command.at(), command.len(), access);
+fn read_back(file: &File, command: &mut Command) -> Result<(), i32> {
+    let populated = file.vm.populate(command.at(), command.len(), Access::Read);
     populated.map_err(errno)?;
     let mut data = Command::room(command.len().get())?;
     load(file, command.at(), &mut data)?;

@@ -45,6 +45,7 @@ pub mod duplicate;
 pub mod fault;
 pub mod evict;
 pub mod migrate_back;
+pub mod exclusive;
 pub mod pagemap;
 pub mod registry;
 pub mod owner;

@@ -31,18 +31,31 @@ pub fn migrate_back<M: AddressSpace>(
     gpusvm_sync::walk!("migrate_back");
     let mm = pagemap.mm.upgrade().ok_or(MmError::Gone)?;
     let mut count = PageCount::ZERO;
-    for piece in span.blocks() {
-        let mut rest = Some(piece);
+    each_mirrored(&*mm, span, |piece| {
+        count += of_block(pagemap, &*mm, piece, cause)?;
+        Ok::<(), MigrateError>(())
+    })?;
+    Ok(count)
+}
+
+/// Calls `each` with every part of `span` that is mirrored, of one block and one mirrored mapping at a time.
+pub(crate) fn each_mirrored<M: AddressSpace, E>(
+    mm: &M,
+    span: Span,
+    mut each: impl FnMut(Span) -> Result<(), E>,
+) -> Result<(), E> {
+    for block in span.blocks() {
+        let mut rest = Some(block);
         while let Some(left) = rest {
             let mirror = mm.mirrored(left.start());
             let here = mirror.span().intersection(left).unwrap_or(left);
             if let Mirror::Mapping(_) = mirror {
-                count += of_block(pagemap, &*mm, here, cause)?;
+                each(here)?;
             }
             rest = Span::new(here.end(), left.end()).ok();
         }
     }
-    Ok(count)
+    Ok(())
 }
 
 /// How soon to look again at pages that a launch needs.

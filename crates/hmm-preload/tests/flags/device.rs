@@ -35,9 +35,12 @@ pub(crate) fn preloaded(test: &str, body: impl FnOnce()) {
 #[repr(u64)]
 pub(crate) enum Do {
     Read = 0,
+    Write = 1,
     ToDev = 2,
     ToSys = 3,
     Snapshot = 4,
+    Exclusive = 5,
+    CheckExclusive = 6,
     Flags = 8,
     ReadUnlocked = 9,
 }

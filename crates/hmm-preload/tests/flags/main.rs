@@ -10,4 +10,5 @@
 mod device; // a test under the library, and the device in it
 mod large; // FLAGS: allocations that fail
 mod back; // TO_SYS: what was named
+mod exclusive; // EXCLUSIVE, and CHECK_EXCLUSIVE
 mod unlocked; // READ_UNLOCKED: pages that the program keeps back
