@@ -9,6 +9,8 @@ const API: u64 = 0xc018_aa3f;
 const REGISTER: u64 = 0xc020_aa00;
 const UNREGISTER: u64 = 0x8010_aa01;
 const COPY: u64 = 0xc028_aa03;
+/// Touches of programs only: `UFFD_USER_MODE_ONLY`.
+const USER_MODE_ONLY: libc::c_int = 1;
 /// A page is missing.
 const PAGE_FAULT: u8 = 0x12;
 const PAGE: u64 = 4096;
@@ -18,16 +20,19 @@ const PAGE: u64 = 4096;
 pub struct OwnUffd(OwnedFd);
 
 impl OwnUffd {
-    /// Opens one, for touches of programs and of system calls; `None` where that is refused.
+    /// Opens one, for touches of programs, and of system calls if that is allowed; `None` where it is refused.
     ///
     /// # Panics
     ///
     /// When the kernel does not know its interface.
     pub fn open() -> Option<Self> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-        // SAFETY: a system call that takes flags.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-        let fd = libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+        let open = |flags: libc::c_int| {
+            // SAFETY: a system call that takes flags.
+            let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+            libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0)
+        };
+        let fd = open(flags).or_else(|| open(flags | USER_MODE_ONLY))?;
         // SAFETY: a descriptor that nobody else has.
         let this = Self(unsafe { OwnedFd::from_raw_fd(fd) });
         this.call(API, &mut [0xaa, 0, 0]).expect("the interface");
