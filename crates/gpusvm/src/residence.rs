@@ -89,7 +89,7 @@ impl DeviceVm {
                     (_, Some(page)) => PagePlace::Ram(page),
                     (Seen::System | Seen::Unmapped | Seen::Absent, None) => PagePlace::Nowhere,
                 };
-                let is_to_be_made = place == PagePlace::Nowhere
+                let is_to_be_made = (place == PagePlace::Nowhere || look.swapped)
                     && matches!(self.process.mirrored(page.start()), Mirror::Gap(_));
                 PageState {
                     protection: look.protection,

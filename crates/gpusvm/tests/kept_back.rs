@@ -81,6 +81,31 @@ fn memory_that_is_kept_back_is_not_populated() {
     });
 }
 
+/// A page that is missing, and marked as protected, looks like one that was swapped out: it is not there.
+#[test]
+fn a_mark_in_the_place_of_a_page_is_no_page() {
+    within(Duration::from_secs(60), || {
+        let svm = engine();
+        let Ok(Some(uffd)) = OwnUffd::open_protecting() else {
+            println!("skipped: no userfaultfd here that protects pages that are missing");
+            return;
+        };
+        let map = Map::new(64 * PAGE, false);
+        uffd.register_and_protect(page(&map, FIRST), PAGES).unwrap();
+        let vm = svm.vm(0).unwrap();
+        vm.populate(map.at, bytes(FIRST), Access::Read).unwrap();
+        assert!(mapped(&svm, &map, 0) >= Some(Access::Read));
+        assert_eq!(mapped(&svm, &map, FIRST), None);
+        let refused = vm.populate(map.at, bytes(64), Access::Read);
+        assert!(
+            matches!(&refused, Err(Error::Populate { error: FaultError::KeptBack { at: found }, .. })
+                if *found == at(&map, FIRST)),
+            "{refused:?}"
+        );
+        assert_eq!(uffd.next_fault(0), None);
+    });
+}
+
 /// Who may wait, waits; who waits for what is protected meanwhile is told.
 #[test]
 fn who_may_wait_gets_what_the_handler_makes() {

@@ -9,6 +9,9 @@ const API: u64 = 0xc018_aa3f;
 const REGISTER: u64 = 0xc020_aa00;
 const UNREGISTER: u64 = 0x8010_aa01;
 const COPY: u64 = 0xc028_aa03;
+const WRITE_PROTECT: u64 = 0xc018_aa06;
+/// Write protection, also of pages that are not there: `UFFD_FEATURE_PAGEFAULT_FLAG_WP`, `_WP_UNPOPULATED`.
+const PROTECTS: u64 = 1 | 1 << 13;
 /// Touches of programs only: `UFFD_USER_MODE_ONLY`.
 const USER_MODE_ONLY: libc::c_int = 1;
 /// A page is missing.
@@ -21,22 +24,33 @@ pub struct OwnUffd(OwnedFd);
 
 impl OwnUffd {
     /// Opens one, for touches of programs, and of system calls if that is allowed; `None` where it is refused.
-    ///
-    /// # Panics
-    ///
-    /// When the kernel does not know its interface.
     pub fn open() -> Option<Self> {
+        Self::open_with(0).ok()?
+    }
+
+    /// As [`OwnUffd::open`], one that can protect pages that are missing. An error where the kernel cannot.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses.
+    pub fn open_protecting() -> io::Result<Option<Self>> {
+        Self::open_with(PROTECTS)
+    }
+
+    fn open_with(features: u64) -> io::Result<Option<Self>> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         let open = |flags: libc::c_int| {
             // SAFETY: a system call that takes flags.
             let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
             libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0)
         };
-        let fd = open(flags).or_else(|| open(flags | USER_MODE_ONLY))?;
+        let Some(fd) = open(flags).or_else(|| open(flags | USER_MODE_ONLY)) else {
+            return Ok(None);
+        };
         // SAFETY: a descriptor that nobody else has.
         let this = Self(unsafe { OwnedFd::from_raw_fd(fd) });
-        this.call(API, &mut [0xaa, 0, 0]).expect("the interface");
-        Some(this)
+        this.call(API, &mut [0xaa, features, 0])?;
+        Ok(Some(this))
     }
 
     /// Keeps missing pages back from now on.
@@ -46,6 +60,16 @@ impl OwnUffd {
     /// What the kernel refuses.
     pub fn register(&self, at: *mut u8, pages: usize) -> io::Result<()> {
         self.call(REGISTER, &mut [addr(at), bytes(pages), 1, 0])
+    }
+
+    /// Keeps missing pages back, and leaves a mark where each is missing.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses.
+    pub fn register_and_protect(&self, at: *mut u8, pages: usize) -> io::Result<()> {
+        self.call(REGISTER, &mut [addr(at), bytes(pages), 3, 0])?;
+        self.call(WRITE_PROTECT, &mut [addr(at), bytes(pages), 1])
     }
 
     /// Lets go of them. Who waits for one looks again.

@@ -68,7 +68,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 impl Process {
     /// Which pages of `span` no touch of a device may meet: the mapping can be read, nobody mirrors it, and
-    /// there is no page yet. What is mirrored is served by this engine, which keeps no device waiting.
+    /// there is no page yet, or none that is sure to be there. What is mirrored is served by this engine, which keeps no device waiting.
     ///
     /// # Errors
     ///
@@ -78,7 +78,7 @@ impl Process {
         let is_missing = |page: &PageIndex| {
             let look = looks[span.index_of(*page)];
             let can_be_read = !matches!(look.protection, None | Some(Protection::None));
-            can_be_read && look.ram.is_none() && self.is_in_gap(page.start())
+            can_be_read && (look.ram.is_none() || look.swapped) && self.is_in_gap(page.start())
         };
         Ok(span.pages().filter(is_missing).collect())
     }
