@@ -75,6 +75,15 @@ pub enum FaultError {
         /// What was wanted.
         access: Access,
     },
+    /// There is no page, and to make one would be to wait: a userfaultfd of the program keeps it back; or it is
+    /// not in its file.
+    #[error(
+        "the page of {at} is kept back, by a userfaultfd of the program, or is not in its file"
+    )]
+    KeptBack {
+        /// The address that was wanted.
+        at: VirtAddr,
+    },
     /// The device reaches only what was declared to it or shared with it, and this was not.
     #[error("{at} is not resident on a device that cannot fault, and was not declared")]
     NotDeclared {

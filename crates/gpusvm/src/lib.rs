@@ -56,8 +56,10 @@ mod share; // memory of the program's own
 mod launch; // kernels on it
 mod prefetch; // memory where it is wanted
 mod residence; // where it is, page by page
+mod exclusive; // what a device has for itself
 mod transfer; // bytes through the eyes of a device
 mod advice; // what the program says beforehand
+mod inject; // what is to fail
 mod stats; // what happened
 mod error; // what was refused
 pub mod driver; // device faults, end to end
@@ -77,6 +79,7 @@ pub use gpusvm_softgpu::{
     Grid, Lane, LaneError, LaunchError, LaunchReport, SoftGpu, SoftGpuError, SvmPtr, Word,
 };
 pub use gpusvm_types::{ByteSize, Span, VirtAddr};
+pub use inject::{Injected, Injection};
 pub use launch::{Launch, Resident};
 pub use object::Object;
 pub use prefetch::Prefetch;

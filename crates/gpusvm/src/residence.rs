@@ -3,16 +3,18 @@
 //! ```text
 //!   snapshot        what is where; nothing faults        HMM_PFN_* without a request
 //!   populate        mapped where it is; no page moves    hmm_range_fault
+//!   populate_unlocked  the same, and waits for the program's own userfaultfd
 //!   migrate         pages to the device; nothing mapped  migrate_vma
 //!   migrate_back    the device's own pages home          migrate_vma
+//!   make_exclusive  to the device, for itself            make_device_exclusive
 //! ```
 
 use crate::{Access, DeviceVm, Error, Protection, Svm};
 use gpusvm_device::FaultError;
-use gpusvm_mm::{AddressSpace, Seen};
-use gpusvm_mm_linux::RamPage;
-use gpusvm_pagemap::Cause;
-use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
+use gpusvm_mm::{AddressSpace, Mirror, Seen};
+use gpusvm_mm_linux::{FaultInError, PageLook, RamPage, Wait};
+use gpusvm_pagemap::{Cause, migrate_back};
+use gpusvm_types::{ByteSize, PageIndex, Span, VirtAddr};
 
 /// A page, as it was when somebody looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +23,11 @@ pub struct PageState {
     pub protection: Option<Protection>,
     /// Where it is.
     pub place: PagePlace,
-    /// What the device may do with it without a fault: the most of what the device has mapped.
+    /// What the device may do with it without a fault: the most of what the device has mapped. Nothing where
+    /// nobody has made the page yet, and no engine would.
     pub mapped: Option<Access>,
+    /// Whether the device has it for itself: [`DeviceVm::make_exclusive`].
+    pub exclusive: bool,
 }
 
 /// Where a page is.
@@ -73,44 +78,84 @@ impl DeviceVm {
         let mut seen = vec![Seen::Absent; looks.len()];
         self.process.snapshot(span, &mut seen)?;
         let mapped = self.vm.mapped(span);
-        let pages = looks.into_iter().zip(seen).zip(mapped);
-        let state = |((look, seen), mapped): ((gpusvm_mm_linux::PageLook, Seen), _)| {
-            let place = match (seen, look.ram) {
-                (Seen::Device(page), _) => self.place_of(page),
-                (Seen::Moving, _) => PagePlace::Moving,
-                (_, Some(page)) => PagePlace::Ram(page),
-                (Seen::System | Seen::Unmapped | Seen::Absent, None) => PagePlace::Nowhere,
+        let pagemap = self.vm.region().pagemap();
+        let looks = looks.into_iter().zip(seen);
+        let pages = span.pages().zip(looks.zip(mapped));
+        let state =
+            |(page, ((look, seen), mapped)): (PageIndex, ((PageLook, Seen), Option<Access>))| {
+                let place = match (seen, look.ram) {
+                    (Seen::Device(page), _) => self.place_of(page),
+                    (Seen::Moving, _) => PagePlace::Moving,
+                    (_, Some(page)) => PagePlace::Ram(page),
+                    (Seen::System | Seen::Unmapped | Seen::Absent, None) => PagePlace::Nowhere,
+                };
+                let is_to_be_made = (place == PagePlace::Nowhere || look.swapped)
+                    && matches!(self.process.mirrored(page.start()), Mirror::Gap(_));
+                PageState {
+                    protection: look.protection,
+                    place,
+                    mapped: mapped.filter(|_| !is_to_be_made),
+                    exclusive: matches!(seen, Seen::Device(page) if pagemap.is_exclusive(page)),
+                }
             };
-            PageState {
-                protection: look.protection,
-                place,
-                mapped,
-            }
-        };
         Ok(pages.map(state).collect())
     }
 
     /// Maps the memory that holds `len` bytes at `pointer` in this address space, for the device to do that
     /// with it without a fault. Pages stay where they are, unless only the memory of the device will do:
     /// one that does not reach RAM, or whose atomics do not work there. Pages of devices that this one
-    /// does not reach come home.
+    /// does not reach come home. Pages of memory that is not shared, and that are not there yet, are made, as a
+    /// read of the CPU makes them.
     ///
     /// # Errors
     ///
     /// `ZeroSized`; `Populate` for the first page that cannot be mapped so: what is not mapped or cannot be
     /// read (`EFAULT`), a write to what cannot be written (`EPERM`), pages that kept changing (`EBUSY`).
-    /// What comes before it is mapped.
+    /// What comes before it is mapped. Before all of that, `KeptBack` (`EFAULT`) for pages that a userfaultfd of
+    /// the program has to make: then nothing is mapped.
     pub fn populate<T>(
         &self,
         pointer: *const T,
         len: ByteSize,
         access: Access,
     ) -> Result<(), Error> {
-        let span = covering(pointer, len)?;
+        self.populate_in((covering(pointer, len)?, access), Wait::Never)
+    }
+
+    /// As [`DeviceVm::populate`], and waits for pages that a userfaultfd of the program has to make: for its
+    /// handler, as long as that takes. No device and nothing of the engine is kept waiting meanwhile. If the
+    /// memory is unmapped under it, it waits no more.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeviceVm::populate`]: `Unmapped` for what was unmapped, `KeptBack` for what no handler can make.
+    pub fn populate_unlocked<T>(
+        &self,
+        pointer: *const T,
+        len: ByteSize,
+        access: Access,
+    ) -> Result<(), Error> {
+        self.populate_in((covering(pointer, len)?, access), Wait::ForHandler)
+    }
+
+    fn populate_in(&self, (span, access): (Span, Access), wait: Wait) -> Result<(), Error> {
         self.process.settle_events();
+        let device = self.device();
+        match self.process.fault_in(span, wait) {
+            Ok(()) => {}
+            Err(FaultInError::Mm(error)) => return Err(error.into()),
+            Err(FaultInError::KeptBack { at }) => {
+                let error = FaultError::KeptBack { at };
+                return Err(Error::Populate { device, error });
+            }
+            Err(FaultInError::Gone { at }) => {
+                let error = FaultError::Unmapped { at };
+                return Err(Error::Populate { device, error });
+            }
+        }
         let populated = self.vm.populate(span, access);
         populated.map_err(|error| Error::Populate {
-            device: self.device(),
+            device,
             error: self.lacking(error),
         })
     }
@@ -130,40 +175,21 @@ impl DeviceVm {
         moved.map_err(|error| Error::Migrate { device, error })
     }
 
-    /// Brings the pages home that hold some of `len` bytes at `pointer` and live on this device; those of
-    /// others stay. Says how many. Pages that came together may come home together.
+    /// Brings the pages home that hold some of `len` bytes at `pointer` and live on this device, and no
+    /// others: those of other devices stay, and so does what came here together with them. Says how many came.
+    /// Timeslices do not hold; launches that need pages do, and are waited for.
     ///
     /// # Errors
     ///
-    /// `ZeroSized`; `Mm` with the first page that could not come.
+    /// `ZeroSized`; `Migrate` with why pages could not come (`EBUSY`: a launch needs them).
     pub fn migrate_back<T>(&self, pointer: *const T, len: ByteSize) -> Result<u64, Error> {
         let span = covering(pointer, len)?;
         self.process.settle_events();
-        let mut count = 0;
-        for run in self.own_runs(span)? {
-            self.vm.migrate_to_ram(run)?;
-            count += run.page_count().get();
-        }
-        Ok(count)
-    }
-
-    /// The longest pieces of `span` that live on this device.
-    fn own_runs(&self, span: Span) -> Result<Vec<Span>, Error> {
-        let mut seen = vec![Seen::Absent; span.page_count().as_usize()];
-        self.process.snapshot(span, &mut seen)?;
-        let own = |seen: &Seen| match *seen {
-            Seen::Device(page) => self.vm.region().pagemap().contains(page),
-            _ => false,
-        };
-        let mut runs: Vec<Span> = Vec::new();
-        for (page, _) in span.pages().zip(&seen).filter(|(_, seen)| own(seen)) {
-            let page = Span::of_pages(page, PageCount::ONE);
-            match runs.last_mut() {
-                Some(run) if run.end() == page.start() => *run = run.union(page),
-                _ => runs.push(page),
-            }
-        }
-        Ok(runs)
+        let device = self.device();
+        let pagemap = self.vm.region().pagemap();
+        let came = migrate_back::migrate_back(pagemap, span, Cause::Asked);
+        let came = came.map_err(|error| Error::Migrate { device, error })?;
+        Ok(came.get())
     }
 
     fn place_of(&self, page: gpusvm_mm::DevicePage) -> PagePlace {
@@ -207,6 +233,6 @@ impl Svm {
     }
 }
 
-fn covering<T>(pointer: *const T, len: ByteSize) -> Result<Span, Error> {
+pub(crate) fn covering<T>(pointer: *const T, len: ByteSize) -> Result<Span, Error> {
     Span::covering(VirtAddr::from(pointer), len).map_err(|_| Error::ZeroSized)
 }

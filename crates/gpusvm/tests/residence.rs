@@ -200,6 +200,13 @@ fn only_the_pages_that_were_named_move() {
         assert_eq!((on(0), on(1)), (3, 0));
         svm.vm(1).unwrap().migrate(page(110), bytes(1)).unwrap();
         assert_eq!((on(0), on(1)), (3, 1));
+        // One of those that came together: the others stay.
+        let back = |n, pages| svm.vm(0).unwrap().migrate_back(page(n), bytes(pages));
+        assert_eq!(back(101, 1).unwrap(), 1);
+        assert_eq!((on(0), on(1)), (2, 1));
+        assert_eq!(back(101, 1).unwrap(), 0);
+        svm.vm(0).unwrap().migrate(page(101), bytes(1)).unwrap();
+        assert_eq!((on(0), on(1)), (3, 1));
         assert_eq!(
             svm.vm(0)
                 .unwrap()

@@ -36,6 +36,8 @@ pub(crate) enum Kind {
     Exclusive,
     CheckExclusive,
     Release,
+    Flags,
+    ReadUnlocked,
 }
 
 impl Kind {
@@ -52,27 +54,37 @@ impl Kind {
             Some(5) => Ok(Self::Exclusive),
             Some(6) => Ok(Self::CheckExclusive),
             Some(7) => Ok(Self::Release),
+            Some(8) => Ok(Self::Flags),
+            Some(9) => Ok(Self::ReadUnlocked),
             _ => Err(EINVAL),
         }
     }
 }
 
 impl Command {
-    /// The command at `argument`, with nothing done yet.
-    pub(crate) fn read(argument: *mut c_void) -> Result<Self, i32> {
+    /// The command at `argument`, with nothing done yet. Flags are about no memory.
+    pub(crate) fn read(kind: Kind, argument: *mut c_void) -> Result<Self, i32> {
         let mut command = Self::default();
         let into = (&raw mut command).cast::<u8>();
         copy(into, argument.cast::<u8>(), size_of::<Self>())?;
-        let bytes = command.npages.checked_mul(PAGE).ok_or(EINVAL)?;
-        let end = command.addr.checked_add(bytes).ok_or(EINVAL)?;
-        if !command.addr.is_multiple_of(PAGE) || end <= command.addr {
-            return Err(EINVAL);
+        if kind != Kind::Flags {
+            command.check()?;
         }
         Ok(Self {
             cpages: 0,
             faults: 0,
             ..command
         })
+    }
+
+    /// Whether it names whole pages, at least one.
+    fn check(&self) -> Result<(), i32> {
+        let bytes = self.npages.checked_mul(PAGE).ok_or(EINVAL)?;
+        let end = self.addr.checked_add(bytes).ok_or(EINVAL)?;
+        if !self.addr.is_multiple_of(PAGE) || end <= self.addr {
+            return Err(EINVAL);
+        }
+        Ok(())
     }
 
     /// Tells the program what came of it.

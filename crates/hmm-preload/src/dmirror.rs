@@ -5,17 +5,20 @@
 //!   MIGRATE_TO_DEV    share, migrate, then read back what the device has mapped
 //!   MIGRATE_TO_SYS    the pages of this device go home
 //!   SNAPSHOT          one byte for each page; nothing faults
-//!   EXCLUSIVE         pages come to the device, mapped for atomics; a touch of the CPU takes them away
+//!   EXCLUSIVE         pages come to the device, for itself; a touch of the CPU takes them away, and a WRITE
 //!   CHECK_EXCLUSIVE   whether any still is
 //!   RELEASE           everything that is on the device goes home
+//!   FLAGS             what the next commands meet
+//!   READ_UNLOCKED     as READ, and waits for a userfaultfd of the program, which READ does not
 //! ```
 
 use crate::command::{self, Command, Kind, PAGE};
 use crate::files::File;
-use crate::snapshot;
+use crate::{flags, snapshot};
 use core::ffi::{c_ulong, c_void};
 use gpusvm::{
-    Access, ByteSize, Error, FaultError, LaneError, LaunchError, PagePlace, PageState, Protection,
+    Access, ByteSize, DeviceVm, Error, FaultError, LaneError, LaunchError, PagePlace, PageState,
+    Protection,
 };
 use libc::{EBUSY, EFAULT, EINVAL, ENOENT, EPERM};
 
@@ -27,14 +30,20 @@ const PIECE: usize = 1 << 20;
 /// Runs the command at `argument`. An error leaves it as it was.
 pub(crate) fn run(file: &File, request: c_ulong, argument: *mut c_void) -> Result<(), i32> {
     let kind = Kind::of(request)?;
-    let mut command = Command::read(argument)?;
+    let mut command = Command::read(kind, argument)?;
+    flags::met(file, kind, || obey(file, kind, &mut command))?;
+    command.write(argument)
+}
+
+fn obey(file: &File, kind: Kind, command: &mut Command) -> Result<(), i32> {
     match kind {
-        Kind::Read => read(file, &mut command)?,
-        Kind::Write => write(file, &mut command)?,
-        Kind::MigrateToDev => migrate_to_dev(file, &mut command)?,
-        Kind::MigrateToSys => migrate_to_sys(file, &mut command)?,
+        Kind::Read => read(file, command, DeviceVm::populate)?,
+        Kind::ReadUnlocked => read(file, command, DeviceVm::populate_unlocked)?,
+        Kind::Write => write(file, command)?,
+        Kind::MigrateToDev => migrate_to_dev(file, command)?,
+        Kind::MigrateToSys => migrate_to_sys(file, command)?,
         Kind::Snapshot => {
-            let states = states(file, &command)?;
+            let states = states(file, command)?;
             let bytes: Vec<u8> = states
                 .iter()
                 .map(|state| snapshot::byte(state, file.device))
@@ -42,21 +51,25 @@ pub(crate) fn run(file: &File, request: c_ulong, argument: *mut c_void) -> Resul
             command::give(command.data(), &bytes)?;
             command.cpages = command.npages;
         }
-        Kind::Exclusive => exclusive(file, &mut command)?,
+        Kind::Exclusive => exclusive(file, command)?,
         Kind::CheckExclusive => {
-            let mut states = states(file, &command)?.into_iter();
-            if states.any(|state| state.mapped == Some(Access::Atomic)) {
+            let mut states = states(file, command)?.into_iter();
+            if states.any(|state| state.exclusive) {
                 return Err(EPERM);
             }
         }
         Kind::Release => file.engine.svm.evict(file.device).map_err(errno)?,
+        Kind::Flags => file.flags.set(command.npages),
     }
-    command.write(argument)
+    Ok(())
 }
 
-fn read(file: &File, command: &mut Command) -> Result<(), i32> {
+/// How the device faults: which of the facade's ways.
+type Fault = fn(&DeviceVm, *const u8, ByteSize, Access) -> Result<(), Error>;
+
+fn read(file: &File, command: &mut Command, fault: Fault) -> Result<(), i32> {
     let mut data = Command::room(command.len().get())?;
-    each_mapped(file, command, Access::Read, |at, from, to| {
+    each_mapped(file, command, (Access::Read, fault), |at, from, to| {
         load(file, at, &mut data[from..to])
     })?;
     command::give(command.data(), &data)?;
@@ -67,7 +80,13 @@ fn read(file: &File, command: &mut Command) -> Result<(), i32> {
 fn write(file: &File, command: &mut Command) -> Result<(), i32> {
     let mut data = Command::room(command.len().get())?;
     command::take(&mut data, command.data())?;
-    each_mapped(file, command, Access::Write, |at, from, to| {
+    // What the device has for itself it has for atomics. To write, it faults for it as others do.
+    for (first, count) in pieces(&states(file, command)?, |state| state.exclusive) {
+        let (at, len) = piece(command, first, count);
+        file.vm.migrate_back(at, len).map_err(errno)?;
+    }
+    let way = (Access::Write, DeviceVm::populate as Fault);
+    each_mapped(file, command, way, |at, from, to| {
         store(file, at, &data[from..to])
     })?;
     command.cpages = command.npages;
@@ -79,7 +98,7 @@ fn write(file: &File, command: &mut Command) -> Result<(), i32> {
 fn each_mapped(
     file: &File,
     command: &mut Command,
-    access: Access,
+    (access, fault): (Access, Fault),
     mut copy: impl FnMut(*mut u8, usize, usize) -> Result<(), i32>,
 ) -> Result<(), i32> {
     let total = command.len();
@@ -97,7 +116,7 @@ fn each_mapped(
             if command.faults > MOST_ROUNDS {
                 return Err(EBUSY);
             }
-            file.vm.populate(at, rest, access).map_err(errno)?;
+            fault(&file.vm, at, rest, access).map_err(errno)?;
             continue;
         }
         // What is taken away meanwhile, the device faults for by itself.
@@ -146,18 +165,24 @@ fn migrate_to_dev(file: &File, command: &mut Command) -> Result<(), i32> {
     if !before.iter().zip(&after).all(here) {
         return Err(ENOENT);
     }
-    read_back(file, command, Access::Read)
+    read_back(file, command)
 }
 
 fn exclusive(file: &File, command: &mut Command) -> Result<(), i32> {
     let shared = file.engine.share(command.at(), command.len());
     shared.map_err(errno)?;
-    read_back(file, command, Access::Atomic)
+    let writable = |state: &PageState| state.protection == Some(Protection::ReadWrite);
+    if !states(file, command)?.iter().all(writable) {
+        return Err(EFAULT);
+    }
+    let made = file.vm.make_exclusive(command.at(), command.len());
+    made.map_err(errno)?;
+    read_back(file, command)
 }
 
 /// Maps all of it, and gives the program what the device reads there.
-fn read_back(file: &File, command: &mut Command, access: Access) -> Result<(), i32> {
-    let populated = file.vm.populate(command.at(), command.len(), access);
+fn read_back(file: &File, command: &mut Command) -> Result<(), i32> {
+    let populated = file.vm.populate(command.at(), command.len(), Access::Read);
     populated.map_err(errno)?;
     let mut data = Command::room(command.len().get())?;
     load(file, command.at(), &mut data)?;

@@ -14,6 +14,7 @@
 //! lock of its file. A child of fork begins with nothing open and new locks.
 
 use crate::engine::Engine;
+use crate::flags::Flags;
 use crate::{dmirror, next};
 use core::ffi::{c_int, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -33,6 +34,7 @@ pub(crate) struct File {
     pub(crate) device: usize,
     pub(crate) vm: DeviceVm,
     pub(crate) engine: Arc<Engine>,
+    pub(crate) flags: Flags,
     /// Commands of one file run one after the other.
     running: Mutex<()>,
 }
@@ -81,6 +83,7 @@ pub(crate) fn open(device: usize, flags: c_int) -> Result<c_int, c_int> {
         device,
         vm,
         engine: Arc::clone(&engine),
+        flags: Flags::default(),
         running: Mutex::new(()),
     });
     let mut open = lock(&table.open);

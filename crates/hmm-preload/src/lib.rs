@@ -24,8 +24,8 @@
 //! - A child of fork that inherits a descriptor has a plain file in it, not the parent's device. It opens
 //!   devices of its own.
 //! - Devices 2 and 3, whose memory the CPU reads in place, are not there.
-//! - What lives on the device is exclusive to it: `CHECK_EXCLUSIVE` does not tell what came by
-//!   `MIGRATE_TO_DEV` from what came by `EXCLUSIVE`.
+//! - What is exclusive is the device's, not the open file's: `CHECK_EXCLUSIVE` of another file of the device
+//!   says so too.
 //! - A touch of the CPU takes back what came to the device together, not one page.
 //! - `dup2` onto a device's last descriptor closes it unseen: the engine notices with the next close.
 
@@ -35,5 +35,6 @@ mod files; // what is open
 mod engine; // the engine, while anything is
 mod command; // one ioctl, as the program has it in memory
 mod dmirror; // what it means
+mod flags; // what they meet
 mod snapshot; // pages, as the device's program sees them
 mod heap; // memory of our own

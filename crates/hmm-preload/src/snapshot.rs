@@ -31,6 +31,8 @@ pub(crate) fn byte(state: &PageState, device: usize) -> u8 {
             let size = if page.huge { PMD } else { 0 };
             kind | size | allows(writable && !page.copied_on_write)
         }
+        // It is not mapped then, for whoever does not fault.
+        PagePlace::Device(_) if state.exclusive => NONE,
         PagePlace::Device(at) if at == device => LOCAL | allows(writable),
         // The kernel has no page there for anybody but the device that has it.
         _ => NONE,

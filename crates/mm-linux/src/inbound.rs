@@ -81,7 +81,9 @@ impl<'b> LinuxInbound<'b> {
         let process = self.block.process;
         let want = if !process.mover.moves_in(count.bytes()) {
             Want::Any
-        } else if self.block.state().left_huge.load(Ordering::Relaxed) {
+        } else if self.block.state().left_huge.load(Ordering::Relaxed)
+            && !process.no_huge_page.fires()
+        {
             Want::Huge
         } else {
             Want::Base

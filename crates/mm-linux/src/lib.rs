@@ -67,7 +67,9 @@ mod sys; // the kernel's interfaces
 pub use allocation::{Allocation, Plain};
 pub use block::BlockGuard;
 pub use fork::Pass;
-pub use process::{AdoptError, Options, PageLook, Process, Protection, RamPage, StartError};
+pub use process::{
+    AdoptError, FaultInError, Options, PageLook, Process, Protection, RamPage, StartError, Wait,
+};
 pub use stats::MmStats;
 pub use sys::probe::{Capabilities, Offers, Presence, Rung};
 pub use sys::thp::Thp;

@@ -21,7 +21,7 @@ use crate::sys::procmap::VmaTable;
 use crate::sys::room::Room;
 use gpusvm_mm::{AddressSpace, FaultOutcome, Home, Memories, Notifiers, Wanted};
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use gpusvm_sync::{Arc, Mutex};
+use gpusvm_sync::{Arc, Mutex, OneShot};
 use gpusvm_types::{ByteSize, PageCount, PageIndex, Span, VirtAddr};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -33,8 +33,10 @@ mod snapshot; // where pages are, for who only looks
 mod look; // what the program's page table has, for who reports it
 mod protect; // what nobody hears of
 mod watch; // hearing of unmaps without more
+mod fault_in; // pages that others keep back
 
 pub use adopt::AdoptError;
+pub use fault_in::{FaultInError, Wait};
 pub use look::{PageLook, RamPage};
 pub use protect::Protection;
 pub use start::{Options, StartError};
@@ -56,6 +58,8 @@ pub struct Process {
     pub(crate) events: Events,
     pub(crate) discards: Discards,
     pub(crate) delays: Delays,
+    /// The next block that would come home in a huge page comes in base pages.
+    pub(crate) no_huge_page: OneShot,
     pub(crate) crew: Crew,
     pub(crate) gate: Gate,
     birth: Birth,
@@ -96,6 +100,12 @@ impl Process {
     /// The most RAM that the engine keeps between migrations.
     pub fn staging_limit(&self) -> ByteSize {
         Staging::max_idle()
+    }
+
+    /// Makes the next block find no huge page that would come home in one: for who wants to see what becomes
+    /// of that.
+    pub fn no_huge_page(&self) -> &OneShot {
+        &self.no_huge_page
     }
 
     /// How many staging blocks migrations hold right now.

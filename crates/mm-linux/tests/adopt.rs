@@ -115,7 +115,7 @@ fn memory_of_another_userfaultfd_is_taken(world: &World) {
     assert_eq!(other.adopt(theirs.start(), theirs.len()), Ok(theirs));
     let token = other.arm(theirs).unwrap();
     let refused = world.process.adopt(span.start(), span.len());
-    assert_eq!(refused, Err(AdoptError::Taken { span }));
+    assert_eq!(refused, Err(AdoptError::Taken { span: theirs }));
     assert!(
         !is_registered(span.start()),
         "what was registered is let go"

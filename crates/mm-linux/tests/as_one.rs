@@ -263,7 +263,7 @@ fn memory_of_another_userfaultfd_is_taken(world: &World) {
     let token = other.arm(theirs).unwrap();
     other.disarm(theirs, token);
     let adopt = |span: Span| world.process.adopt_as_one(span.start(), span.len());
-    assert_eq!(adopt(span), Err(AdoptError::Taken { span }));
+    assert_eq!(adopt(span), Err(AdoptError::Taken { span: theirs }));
     assert_eq!(registered(span), [false, true, false]);
     other.unadopt(theirs).unwrap();
     assert_eq!(adopt(span), Ok(span));

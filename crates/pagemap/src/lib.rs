@@ -44,6 +44,8 @@ pub(crate) mod peer_copy;
 pub mod duplicate;
 pub mod fault;
 pub mod evict;
+pub mod migrate_back;
+pub mod exclusive;
 pub mod pagemap;
 pub mod registry;
 pub mod owner;

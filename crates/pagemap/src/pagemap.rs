@@ -14,6 +14,7 @@
 //! The binding's lock is held to read for as long as a migration to this memory takes, so `unbind`
 //! waits for those that are under way. It comes before any block.
 
+use crate::exclusive::Marks;
 use crate::zdd::{Zdd, Zdds};
 use crate::{Cause, Devmem, EvictError, MigrateError, PagemapAddr, Pagemaps, Peer, evict};
 use alloc::sync::{Arc, Weak};
@@ -69,6 +70,8 @@ pub struct Pagemap<M: AddressSpace> {
     pub(crate) mm: Weak<M>,
     pub(crate) pagemaps: Weak<Pagemaps<M>>,
     pub(crate) zdds: Zdds,
+    /// What a device has for itself.
+    pub(crate) exclusive: Marks,
     spec: PagemapSpec,
     memory: AtomicU64,
     /// `None` while unbound.
@@ -153,6 +156,7 @@ impl<M: AddressSpace> Pagemap<M> {
             mm: Arc::downgrade(&mm),
             pagemaps: Arc::downgrade(pagemaps),
             zdds: Zdds::new(spec.pages),
+            exclusive: Marks::new(spec.pages),
             spec,
             memory: AtomicU64::new(NO_MEMORY),
             binding: RwLock::new(Some(ops)),
@@ -317,6 +321,8 @@ impl<M: AddressSpace> DeviceMemoryOps<M> for Pagemap<M> {
     }
 
     fn free_pages(&self, run: DeviceRun) {
+        // Before they can be somebody else's.
+        self.exclusive.clear(run.first.pfn, run.count);
         self.zdds.put_pages(run.first.pfn, run.count);
     }
 }

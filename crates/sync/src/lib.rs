@@ -21,10 +21,12 @@ pub mod atomic {
 
 mod lock; // what excludes, and what waits for a change
 mod scheduler; // who runs meanwhile
+mod one_shot; // a step that is to fail
 #[cfg(feature = "walk")]
 pub mod walk; // which functions are entered, for tests
 
 pub use lock::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use one_shot::OneShot;
 pub use scheduler::{Scheduler, scheduler, set_scheduler, sleep, yield_now};
 
 /// Notes that a function of a walk is entered: see `walk`. First thing in the function, with its name.

@@ -20,6 +20,7 @@ pub mod require; // skip or fail
 pub mod launch; // privileges taken away
 pub mod alloc; // allocations by thread
 pub mod watchdog; // no test hangs
+pub mod own_uffd; // pages that somebody else keeps back
 pub mod world; // a program with its memory
 pub mod dmirror; // the test device
 pub mod gpu; // devices that run programs

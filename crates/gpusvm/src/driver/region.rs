@@ -27,7 +27,7 @@ use gpusvm_device::{Device, VmId};
 use gpusvm_mm::{AddressSpace, Time};
 use gpusvm_pagemap::{Cause, EvictError, Owner, Pagemap, PagemapSpec, Pagemaps, Peer, RebindError};
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
-use gpusvm_sync::{Arc, Mutex, Weak};
+use gpusvm_sync::{Arc, Mutex, OneShot, Weak};
 use gpusvm_types::PageCount;
 
 /// The memory of one device, as one address space uses it. Several [`Vm`]s of the device can share it.
@@ -132,6 +132,11 @@ impl<M: AddressSpace> VramRegion<M> {
     /// the device after it is gone. Off at first. Holds for what is given back from now on.
     pub fn set_scrub(&self, scrub: bool) {
         self.memory.scrub.store(scrub, Ordering::Release);
+    }
+
+    /// Makes the next allocation of more than a page find no run of pages: it is made of single ones.
+    pub fn no_run(&self) -> &OneShot {
+        &self.memory.vram.no_run
     }
 
     /// Takes the device out of use: lets no page come to its memory any more, waits for those that are

@@ -7,7 +7,7 @@
 
 use core::time::Duration;
 use gpusvm_device::{BlockRun, Buddy, Fence};
-use gpusvm_sync::{Condvar, Mutex};
+use gpusvm_sync::{Condvar, Mutex, OneShot};
 use gpusvm_types::PageCount;
 
 /// The memory of one device.
@@ -15,6 +15,8 @@ use gpusvm_types::PageCount;
 pub(crate) struct Vram {
     free: Mutex<Free>,
     freed: Condvar,
+    /// No run longer than a page is found for the next allocation of more.
+    pub(crate) no_run: OneShot,
 }
 
 /// What is free.
@@ -46,6 +48,7 @@ impl Vram {
                 lost: PageCount::ZERO,
             }),
             freed: Condvar::new(),
+            no_run: OneShot::default(),
         }
     }
 
@@ -66,7 +69,14 @@ impl Vram {
     pub(crate) fn allocate(&self, count: PageCount) -> Option<Allocated> {
         let mut free = self.free.lock();
         let idle_after = free.idle_after;
-        let runs = take(&mut free.buddy, count)?.into_boxed_slice();
+        if free.buddy.free_pages() < count {
+            return None;
+        }
+        let runs = match count > PageCount::ONE && self.no_run.fires() {
+            true => take_pages(&mut free.buddy, count)?,
+            false => take(&mut free.buddy, count, count)?,
+        };
+        let runs = runs.into_boxed_slice();
         Some(Allocated { runs, idle_after })
     }
 
@@ -104,15 +114,19 @@ impl Vram {
     }
 }
 
-/// One run if there is one, else as few as there are.
-fn take(buddy: &mut Buddy, count: PageCount) -> Option<Vec<BlockRun>> {
-    if buddy.free_pages() < count {
-        return None;
-    }
+/// Page by page, no two of them neighbours in their order.
+fn take_pages(buddy: &mut Buddy, count: PageCount) -> Option<Vec<BlockRun>> {
+    let mut runs = take(buddy, count, PageCount::ONE)?;
+    runs.sort_unstable_by_key(|run| core::cmp::Reverse(run.first));
+    Some(runs)
+}
+
+/// One run if there is one, else as few as there are, none longer than `longest`.
+fn take(buddy: &mut Buddy, count: PageCount, longest: PageCount) -> Option<Vec<BlockRun>> {
     let mut runs = Vec::new();
     let mut left = count.get();
     while left > 0 {
-        let largest = buddy.largest_free().get();
+        let largest = buddy.largest_free().min(longest).get();
         let piece = PageCount::new((1 << left.ilog2()).min(largest));
         match buddy.alloc(piece) {
             Ok(run) => {
@@ -126,4 +140,35 @@ fn take(buddy: &mut Buddy, count: PageCount) -> Option<Vec<BlockRun>> {
         }
     }
     Some(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many pages, each alone; the next allocation is one run again, and all of it can be given back.
+    #[test]
+    fn an_allocation_that_finds_no_run_is_made_of_pages() {
+        let vram = Vram::new(PageCount::new(64));
+        let lengths = |allocated: &Allocated| -> Vec<u64> {
+            allocated.runs.iter().map(|run| run.count.get()).collect()
+        };
+        vram.no_run.arm();
+        let page = vram.allocate(PageCount::ONE).unwrap();
+        assert!(vram.no_run.is_armed(), "a page is no run");
+        let pages = vram.allocate(PageCount::new(16)).unwrap();
+        assert_eq!(lengths(&pages), [1; 16]);
+        let follows = |pair: &[BlockRun]| pair[0].first.offset(PageCount::ONE) == pair[1].first;
+        assert!(!pages.runs.windows(2).any(follows));
+        assert!(!vram.no_run.is_armed());
+        let run = vram.allocate(PageCount::new(16)).unwrap();
+        assert_eq!(lengths(&run), [16]);
+        vram.no_run.arm();
+        assert!(vram.allocate(PageCount::new(64)).is_none());
+        assert!(vram.no_run.is_armed(), "there was no room at all");
+        for allocated in [page, pages, run] {
+            vram.free(&allocated.runs, None);
+        }
+        assert_eq!(vram.used(), PageCount::ZERO);
+    }
 }

@@ -56,10 +56,10 @@ pub enum AdoptError {
         /// What is mirrored.
         other: Span,
     },
-    /// Userfaultfd of the program, or of another engine, has it.
+    /// A userfaultfd of the program, or of another engine, has this mapping: there can be one.
     #[error("{span} is registered with another userfaultfd")]
     Taken {
-        /// What was to be mirrored.
+        /// What of it was to be mirrored.
         span: Span,
     },
     /// The last rung hears of no unmapping, so only memory allocated here can be mirrored on it.
@@ -229,17 +229,49 @@ impl Process {
             }
             Err(error) => error,
         };
+        let error = self.why_refused(piece, behind, &refused);
         // A device may have taken pages of the blocks before the one that was refused.
         let _ = self.unadopt(piece);
-        Err(match refused {
+        Err(error)
+    }
+
+    fn why_refused(&self, piece: Span, behind: Behind, refused: &MmError) -> AdoptError {
+        match *refused {
             MmError::Gone => AdoptError::Gone,
             MmError::System { errno, .. }
                 if behind == Behind::File && errno == Errno::INVAL.raw_os_error() =>
             {
                 AdoptError::FileNotWatched { mapping: piece }
             }
+            MmError::System { errno, .. } if errno == Errno::NOMEM.raw_os_error() => {
+                AdoptError::NoMemory { len: piece.len() }
+            }
+            MmError::System { span, .. } => AdoptError::Taken {
+                span: self.taken_of(piece, span, behind),
+            },
             _ => AdoptError::Taken { span: piece },
-        })
+        }
+    }
+
+    /// The part of `piece` that is a mapping which another userfaultfd has, in the block that was refused.
+    /// Nothing of that block is registered.
+    fn taken_of(&self, piece: Span, block: Span, behind: Behind) -> Span {
+        let mut rest = piece.intersection(block);
+        while let Some(left) = rest {
+            let vma = self.vmas.find(left.start()).ok().flatten();
+            let Some((mapping, here)) = vma
+                .filter(|vma| vma.span.contains(left.start()))
+                .and_then(|vma| Some((vma.span, vma.span.intersection(left)?)))
+            else {
+                break;
+            };
+            if self.mover.arm(here, behind) == Err(Errno::BUSY) {
+                return mapping.intersection(piece).unwrap_or(here);
+            }
+            self.mover.disarm(here);
+            rest = Span::new(here.end(), left.end()).ok();
+        }
+        piece
     }
 
     /// Ends `adopt`: everything comes home and is forgotten.

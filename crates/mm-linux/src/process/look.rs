@@ -28,6 +28,8 @@ pub struct PageLook {
     pub protection: Option<Protection>,
     /// Its page of RAM, if it has one. One that was swapped out counts.
     pub ram: Option<RamPage>,
+    /// It was swapped out; or there is a mark of a userfaultfd in its place, which looks the same.
+    pub swapped: bool,
 }
 
 /// How many runs one scan reports: more runs, and it goes on where it stopped.
@@ -87,10 +89,10 @@ impl Process {
                 let piece = Span::new(run.start, run.end).ok();
                 let piece = piece.and_then(|piece| piece.intersection(span));
                 let pages = piece.map(|piece| &mut looks[range_of(span, piece)]);
-                pages
-                    .into_iter()
-                    .flatten()
-                    .for_each(|look| look.ram = Some(page));
+                pages.into_iter().flatten().for_each(|look| {
+                    look.ram = Some(page);
+                    look.swapped = !run.categories.contains(Categories::PRESENT);
+                });
             }
             rest = Span::new(scanned.until, span.end()).ok();
         }

@@ -22,7 +22,7 @@ use crate::sys::uffd::{Features, Flavour, OpenError, RegisterModes, Uffd};
 use gpusvm_mm::Memories;
 use gpusvm_mm::Notifiers;
 use gpusvm_sync::atomic::{AtomicBool, AtomicI32};
-use gpusvm_sync::{Arc, Mutex};
+use gpusvm_sync::{Arc, Mutex, OneShot};
 use rustix::io::Errno;
 use std::time::Instant;
 
@@ -101,6 +101,7 @@ impl Process {
             events: Events::new(),
             discards: Discards::default(),
             delays: Delays::new(),
+            no_huge_page: OneShot::default(),
             crew: Crew::new(),
             gate: Gate::new(),
             birth: Birth::now(),

@@ -11,6 +11,8 @@ mod lab; // a process with devices
 mod errors; // each error, by function
 mod injection; // the n-th step fails
 mod residency; // what moves, what stays, windows, timeslices
+mod exclusive; // what a device has for itself
+mod migrate_back; // pages that are asked back
 mod duplicate; // copies for reading
 mod peers; // device to device
 mod life; // unbind, rebind, drop order
