@@ -103,14 +103,14 @@ impl SoftGpu {
     where
         F: Fn(&mut Lane<'_>) -> Result<(), LaneError> + Send + Sync + 'static,
     {
-        self.launch_work(vm, grid, Box::new(kernel))
+        self.launch_work(vm, grid, Arc::new(kernel))
     }
 
     fn launch_work(
         &self,
         vm_id: VmId,
         grid: Grid,
-        kernel: Box<dyn Work>,
+        kernel: Arc<dyn Work>,
     ) -> Result<Launch, SoftGpuError> {
         if self.is_inherited() {
             return Err(SoftGpuError::Forked);

@@ -206,7 +206,8 @@ pub(crate) struct LaunchState {
     pub(crate) vm_id: VmId,
     pub(crate) vm: Arc<Vm>,
     pub(crate) grid: Grid,
-    kernel: Box<dyn Work>,
+    /// Gone when every lane has ended: before who waits goes on, who may want back what it captured.
+    kernel: Mutex<Option<Arc<dyn Work>>>,
     chunk: usize,
     next: AtomicUsize,
     ended: AtomicUsize,
@@ -227,13 +228,13 @@ impl LaunchState {
         vm: Arc<Vm>,
         grid: Grid,
         units: usize,
-        kernel: Box<dyn Work>,
+        kernel: Arc<dyn Work>,
     ) -> Self {
         Self {
             vm_id,
             vm,
             grid,
-            kernel,
+            kernel: Mutex::new(Some(kernel)),
             chunk: (grid.lanes / (units * CHUNKS_PER_UNIT)).clamp(1, MOST_LANES),
             next: AtomicUsize::new(0),
             ended: AtomicUsize::new(0),
@@ -283,17 +284,18 @@ impl LaunchState {
     /// Runs a chunk on a unit. Whether that was the last one to end.
     pub(crate) fn run(&self, port: Port<'_>, lanes: Range<usize>) -> bool {
         let count = lanes.len();
-        if self.is_cancelled() {
-            self.fail(lanes.start, LaneError::Cancelled, count as u64);
-        } else {
+        let kernel = self.kernel.lock().clone();
+        if let (Some(kernel), false) = (kernel, self.is_cancelled()) {
             let mut lane = Lane {
                 port,
                 id: lanes.start,
             };
-            self.kernel.run(&mut lane, lanes, &mut |lane, error| {
+            kernel.run(&mut lane, lanes, &mut |lane, error| {
                 self.fail(lane, error, 1)
             });
             lane.port.publish_counters();
+        } else {
+            self.fail(lanes.start, LaneError::Cancelled, count as u64);
         }
         self.ended.fetch_add(count, Ordering::AcqRel) + count == self.grid.lanes
     }
@@ -307,8 +309,11 @@ impl LaunchState {
         }
     }
 
-    /// Every lane has ended: runs the callbacks, then wakes who waits.
+    /// Every lane has ended: lets go of the kernel, runs the callbacks, then wakes who waits.
     pub(crate) fn finish(&self) {
+        let kernel = self.kernel.lock().take();
+        // What it captured may panic when it is dropped: units live on.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(kernel)));
         loop {
             let mut outcome = self.outcome.lock();
             let callbacks = std::mem::take(&mut outcome.callbacks);

@@ -104,8 +104,9 @@ impl BlockGuard<'_> {
             self.register(piece)?;
         } else {
             match mover.watch(piece) {
-                // There is no write protection: so it is heard of by missing pages.
-                Err(Errno::NOSYS) => self.register(piece)?,
+                // There is no write protection: so it is heard of by missing pages. Or it is so already, without
+                // anybody's knowledge; what is another's refuses that too.
+                Err(Errno::NOSYS | Errno::BUSY) => self.register(piece)?,
                 watched => watched?,
             }
             if !state.watched.load(Ordering::Relaxed) {

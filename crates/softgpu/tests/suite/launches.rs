@@ -87,6 +87,25 @@ fn callbacks_run_before_wait_returns_or_at_once() {
     assert_eq!(called.load(Ordering::Relaxed), 111);
 }
 
+/// Story: whoever waited for the last launch was the only owner of what the kernels captured, or not yet.
+#[test]
+fn what_a_kernel_captured_is_given_back_before_wait_returns() {
+    let (gpu, vm) = small_gpu();
+    for round in 0..500 {
+        let captured = Arc::new(AtomicUsize::new(0));
+        let inside = Arc::clone(&captured);
+        let launched = launch(&gpu, vm, round % 40, move |_| {
+            inside.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
+        launched.wait().unwrap();
+        assert_eq!(
+            Arc::into_inner(captured).map(AtomicUsize::into_inner),
+            Some(round % 40)
+        );
+    }
+}
+
 #[test]
 fn launches_overlap_and_all_end() {
     let (gpu, vm) = small_gpu();
