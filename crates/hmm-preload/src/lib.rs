@@ -21,17 +21,23 @@
 //!
 //! # Differences from the kernel
 //!
-//! - A child of fork that inherits a descriptor has a plain file in it, not the parent's device. It opens
-//!   devices of its own.
+//! - A child of fork, or a program that is executed, has a plain file in the descriptors that it inherits, not the
+//!   parent's device: commands are refused with `ENOTTY`. The kernel runs them, on the memory of the parent.
+//!   A child opens devices of its own.
+//! - A device ends with the last descriptor in the process that opened it, also when children still have some.
 //! - Devices 2 and 3, whose memory the CPU reads in place, are not there.
 //! - What lives on the device is exclusive to it: `CHECK_EXCLUSIVE` does not tell what came by
 //!   `MIGRATE_TO_DEV` from what came by `EXCLUSIVE`.
 //! - A touch of the CPU takes back what came to the device together, not one page.
-//! - `dup2` onto a device's last descriptor closes it unseen: the engine notices with the next close.
+//! - What opens or closes without the C library, or inside it (`freopen`), is not seen: a path is not a device
+//!   then, and a device that was closed ends when any is opened or closed.
+//! - The engine has descriptors in the process. To the program's `close` they are not there, and `dup2` to the
+//!   number of one is refused with `EBUSY`.
 
 mod interpose; // calls of the program
 mod next; // who was to be called
 mod files; // what is open
+mod descriptor; // and what a descriptor leads to
 mod engine; // the engine, while anything is
 mod command; // one ioctl, as the program has it in memory
 mod dmirror; // what it means
