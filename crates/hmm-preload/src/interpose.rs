@@ -2,6 +2,7 @@
 
 mod opening; // of files
 mod closing; // and of descriptors
+pub(crate) mod threads; // of the engine
 
 use crate::files;
 use crate::next;

@@ -17,7 +17,9 @@
 //! # Memory
 //!
 //! What this library allocates is not on the program's heap (`heap.rs`): a program may write over the end of
-//! its own allocations, and one of the kernel's tests does; and its heap may be mirrored.
+//! its own allocations, and one of the kernel's tests does; and its heap may be mirrored. Nor are the engine's
+//! stacks (`stacks.rs`), or anything else that it maps, in a hole that the program left in its address space:
+//! it may unmap that with what is around it.
 //!
 //! # Differences from the kernel
 //!
@@ -43,3 +45,4 @@ mod command; // one ioctl, as the program has it in memory
 mod dmirror; // what it means
 mod snapshot; // pages, as the device's program sees them
 mod heap; // memory of our own
+mod stacks; // and stacks

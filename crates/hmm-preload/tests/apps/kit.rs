@@ -132,8 +132,12 @@ impl Area {
 
     /// Moves all of it to the device.
     pub(crate) fn take(self, fd: i32) {
-        let mut data = vec![0; self.pages * PAGE];
-        let done = self.run(fd, TO_DEV, &mut data).unwrap();
+        self.take_with(fd, &mut vec![0; self.pages * PAGE]);
+    }
+
+    /// Moves all of it to the device, and puts there what it read.
+    pub(crate) fn take_with(self, fd: i32, data: &mut [u8]) {
+        let done = self.run(fd, TO_DEV, data).unwrap();
         assert_eq!(done.cpages, self.pages as u64);
     }
 

@@ -11,4 +11,5 @@ mod kit; // a device, memory, and programs with and without the library
 mod descriptors; // every way to open and to close
 mod children; // of fork, vfork and exec, and what they inherit
 mod programs; // of the system, that do not know of the device; and one that opens it
+mod holes; // in the address space of a program
 mod racing; // threads that open, close and run commands at once
