@@ -268,7 +268,15 @@ fn everything_is_evicted_right_after_a_touch_of_the_cpu() {
             for block in 0..2 {
                 assert_eq!(bytes[block << 21 | 4096], value);
             }
+            assert!(round > 0 || svm.in_use(0).unwrap().1 <= len);
             svm.evict(0).unwrap();
+            while svm.in_use(0).unwrap() != (0, ByteSize::ZERO) {
+                std::thread::yield_now();
+            }
         }
+        svm.vm(0).unwrap().migrate(at, len).unwrap();
+        assert_eq!(svm.in_use(0).unwrap(), (1024, len));
+        assert_eq!(svm.in_use(1).unwrap(), (0, ByteSize::ZERO));
+        assert_eq!(svm.in_use(2).unwrap_err().errno(), libc::ENODEV);
     });
 }

@@ -23,7 +23,7 @@
 
 use crate::descriptor::{self, Inode, inode_of, memfd};
 use crate::engine::Engine;
-use crate::{dmirror, next};
+use crate::{dmirror, next, report};
 use core::ffi::{c_int, c_ulong, c_void};
 use core::ops::Deref;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -64,6 +64,8 @@ struct Table {
 #[derive(Debug, Default)]
 struct Open {
     files: Vec<Arc<File>>,
+    /// The device of each file that has not ended.
+    devices: Vec<usize>,
     /// As long as a file has not ended.
     engine: Option<Arc<Engine>>,
 }
@@ -102,9 +104,11 @@ pub(crate) fn open(device: usize, flags: c_int) -> Result<c_int, c_int> {
         engine: Arc::clone(&engine),
         running: Mutex::new(()),
     });
+    report::opened(device)?;
     let mut open = lock(&table.open);
     open.engine = Some(engine);
     open.files.push(file);
+    open.devices.push(device);
     COUNT.fetch_add(1, Ordering::AcqRel);
     Ok(memfd.into_raw_fd())
 }
@@ -153,16 +157,25 @@ fn end(file: File) -> Result<(), c_int> {
         device, vm, engine, ..
     } = file;
     let evicted = engine.svm.evict(device);
-    drop((vm, engine));
+    drop(vm);
+    let others = {
+        let mut open = lock(&table.open);
+        let this = open.devices.iter().position(|other| *other == device);
+        this.map(|this| open.devices.swap_remove(this));
+        open.devices.contains(&device)
+    };
+    let reported = report::closed(&engine.svm, device, others);
+    drop(engine);
     let last = match COUNT.fetch_sub(1, Ordering::AcqRel) {
         1 => lock(&table.open).engine.take(),
         _ => None,
     };
     let ended = last.map_or(Ok(()), Engine::end);
-    evicted.and(ended).map_err(|error| {
+    let ended = evicted.and(ended).map_err(|error| {
         eprintln!("gpusvm-hmm: close: {error}");
         libc::EIO
-    })
+    });
+    ended.and(reported)
 }
 
 /// The program changed permissions.

@@ -40,6 +40,7 @@ mod interpose; // calls of the program
 mod next; // who was to be called
 mod files; // what is open
 mod descriptor; // and what a descriptor leads to
+mod report; // what is left in use when it is closed
 mod engine; // the engine, while anything is
 mod command; // one ioctl, as the program has it in memory
 mod dmirror; // what it means

@@ -13,3 +13,4 @@ mod children; // of fork, vfork and exec, and what they inherit
 mod programs; // of the system, that do not know of the device; and one that opens it
 mod holes; // in the address space of a program
 mod racing; // threads that open, close and run commands at once
+mod report; // of devices that are opened and closed
