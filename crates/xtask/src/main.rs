@@ -3,6 +3,8 @@
 mod hmm_selftests; // the kernel's HMM self-tests, on our engine
 mod kernel_source; // where their source comes from
 mod tap; // what they say of themselves
+mod closes; // what the library says of devices that are closed
+mod documented; // what the documentation says of the tests
 mod table; // and how we say it
 mod setting; // settings of the system, put back afterwards
 
@@ -20,7 +22,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Build the kernel's HMM self-tests from the distribution's source package and run them, unmodified, on
-    /// our engine. Exit status: 0 all passed, 1 a test failed, 77 there is no source, 2 anything else.
+    /// our engine. Exit status: 0 all passed, 1 a test failed, or something was left in use, or the
+    /// documentation says otherwise, 77 nothing could be tested, 2 anything else.
     HmmSelftests(hmm_selftests::Options),
 }
 
