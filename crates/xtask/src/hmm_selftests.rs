@@ -189,13 +189,14 @@ fn huge_page(options: &Options) -> Result<Setting, Failed> {
 }
 
 /// Where cargo builds.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let named = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     named.unwrap_or_else(|| root.join("target"))
 }
 
-fn build_library(target: &Path, release: bool) -> Result<PathBuf, Failed> {
+/// The library, built.
+pub(crate) fn build_library(target: &Path, release: bool) -> Result<PathBuf, Failed> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--package", "gpusvm-hmm-preload"]);
     if release {

@@ -7,6 +7,7 @@ mod closes; // what the library says of devices that are closed
 mod documented; // what the documentation says of the tests
 mod table; // and how we say it
 mod setting; // settings of the system, put back afterwards
+mod preload_cost; // what the preloaded library costs programs that do not need it
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -25,10 +26,13 @@ enum Task {
     /// our engine. Exit status: 0 all passed, 1 a test failed, or something was left in use, or the
     /// documentation says otherwise, 77 nothing could be tested, 2 anything else.
     HmmSelftests(hmm_selftests::Options),
+    /// Time programs of the system with and without the preloaded library, by turns.
+    PreloadCost(preload_cost::Options),
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().task {
         Task::HmmSelftests(options) => hmm_selftests::run(&options),
+        Task::PreloadCost(options) => preload_cost::run(&options),
     }
 }
