@@ -231,6 +231,18 @@ impl Svm {
         let evicted = self.node(device)?.region.pagemap().evict_all(Cause::Asked);
         evicted.map_err(|error| Error::Evict { device, error })
     }
+
+    /// What of its memory a device has in use: the pages of the process that live there, and the bytes that
+    /// anything takes. Pages that have just gone home may still take some for a moment.
+    ///
+    /// # Errors
+    ///
+    /// `NoDevice` when there is none with this number.
+    pub fn in_use(&self, device: usize) -> Result<(u64, ByteSize), Error> {
+        let region = &self.node(device)?.region;
+        let pages = region.pagemap().pages_in_use();
+        Ok((pages.get(), region.used().bytes()))
+    }
 }
 
 pub(crate) fn covering<T>(pointer: *const T, len: ByteSize) -> Result<Span, Error> {

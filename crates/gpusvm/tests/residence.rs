@@ -257,3 +257,33 @@ fn what_can_be_shared_is_and_the_rest_is_used_in_place() {
         assert_eq!(unsafe { page(5).read_volatile() }, 8);
     });
 }
+
+/// Story: a program touched memory that was on the device, and closed the device at once. What the touch had
+/// brought home was still being given back, so that nobody could be found to wait for, and closing failed with
+/// pages "still on the device".
+#[test]
+fn everything_is_evicted_right_after_a_touch_of_the_cpu() {
+    within(Duration::from_secs(120), || {
+        let svm = engine();
+        let mut bytes = svm.alloc_slice::<u8>(4 << 20).unwrap();
+        let (at, len) = (bytes.as_mut_ptr(), ByteSize::mib(4));
+        for round in 0..400u32 {
+            let value = u8::try_from(round % 251).unwrap();
+            bytes.fill(value);
+            svm.vm(0).unwrap().migrate(at, len).unwrap();
+            // The last of it is on its way when this goes on.
+            for block in 0..2 {
+                assert_eq!(bytes[block << 21 | 4096], value);
+            }
+            assert!(round > 0 || svm.in_use(0).unwrap().1 <= len);
+            svm.evict(0).unwrap();
+            while svm.in_use(0).unwrap() != (0, ByteSize::ZERO) {
+                std::thread::yield_now();
+            }
+        }
+        svm.vm(0).unwrap().migrate(at, len).unwrap();
+        assert_eq!(svm.in_use(0).unwrap(), (1024, len));
+        assert_eq!(svm.in_use(1).unwrap(), (0, ByteSize::ZERO));
+        assert_eq!(svm.in_use(2).unwrap_err().errno(), libc::ENODEV);
+    });
+}

@@ -4,7 +4,9 @@
 //!
 //! The list of what is shared has a lock, held while memory is shared.
 
+use crate::descriptor;
 use crate::files::DEVICES;
+use core::ffi::c_int;
 use gpusvm::{Adopted, ByteSize, Error, FaultInfo, Plan, Policy, SoftGpu, Svm};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,6 +17,8 @@ const MEMORY: ByteSize = ByteSize::mib(512);
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) svm: Svm,
+    /// What it has open, ascending. Each is closed by exec.
+    pub(crate) descriptors: Arc<[c_int]>,
     adopted: Mutex<Vec<Adopted>>,
 }
 
@@ -31,14 +35,23 @@ impl Policy for OnCommand {
 impl Engine {
     /// Starts it.
     pub(crate) fn start() -> Result<Self, Error> {
+        let before = descriptor::closed_by_exec();
         let mut builder = Svm::builder().policy(Arc::new(OnCommand));
         for _ in 0..DEVICES {
             // One unit, since a command has one lane. Its atomics take pages to itself, as exclusive access does.
             let gpu = SoftGpu::builder().vram(MEMORY).units(1);
             builder = builder.device(gpu.atomics_on_ram(false).build()?);
         }
+        let svm = builder.build()?;
+        let descriptors = match (before, descriptor::closed_by_exec()) {
+            // One that another thread of the program opened meanwhile is taken for one of them.
+            (Ok(before), Ok(now)) => now.into_iter().filter(|fd| !before.contains(fd)).collect(),
+            // Nothing is known, and nothing is protected.
+            _ => Arc::from([]),
+        };
         Ok(Self {
-            svm: builder.build()?,
+            svm,
+            descriptors,
             adopted: Mutex::default(),
         })
     }
@@ -54,10 +67,14 @@ impl Engine {
     }
 
     /// Ends it. Everything is home by then, and no device memory is in use; else it says so.
-    pub(crate) fn end(self: Arc<Self>) -> Result<(), Error> {
-        // A command in another thread still has it: it ends with that.
-        let Ok(Self { svm, adopted }) = Arc::try_unwrap(self) else {
-            return Ok(());
+    pub(crate) fn end(mut self: Arc<Self>) -> Result<(), Error> {
+        // Who tells it of a change of mappings has it for as long as that takes. Nobody gets it any more.
+        let Self { svm, adopted, .. } = loop {
+            match Arc::try_unwrap(self) {
+                Ok(engine) => break engine,
+                Err(engine) => self = engine,
+            }
+            std::thread::yield_now();
         };
         drop(adopted);
         let stats = svm.shutdown()?;

@@ -5,23 +5,31 @@
 //! ```
 //!
 //! A descriptor is a real one, so that `dup`, `poll`, `fcntl` and `exec` do what they do. What is open ends
-//! when the last descriptor of its memfd is closed.
+//! when the last descriptor of its memfd is closed in the process that opened it, and, as in the kernel, when
+//! the last command that was under way by then is done: who lets go last ends it.
+//!
+//! # Children
+//!
+//! A child of fork begins with nothing open. What it inherits is a plain file there, which refuses commands with
+//! `ENOTTY`, and which it may close without its parent hearing of it. A child of vfork has its parent's memory,
+//! and these tables with it; so whoever is not the process that opened finds nothing here.
 //!
 //! # Locking
 //!
-//! Opening and closing have a lock, under which the engine starts and ends. What is open has one of its own,
-//! held for a few instructions: the engine's threads call `close` too, and look there. A command has the
-//! lock of its file. A child of fork begins with nothing open and new locks.
+//! Opening and ending have a lock, under which the engine starts and ends. What closes descriptors of devices has
+//! another, until it is known which devices have none any more. What is open has one of its own, held for a
+//! few instructions: the engine's threads call `close` too, and look there. A command has the lock of its
+//! file. A child of fork begins with new locks.
 
+use crate::descriptor::{self, Inode, inode_of, memfd};
 use crate::engine::Engine;
 use crate::flags::Flags;
-use crate::{dmirror, next};
+use crate::{dmirror, next, report};
 use core::ffi::{c_int, c_ulong, c_void};
+use core::ops::Deref;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use gpusvm::{ByteSize, DeviceVm};
-use rustix::fs::{Mode, OFlags, RawDir};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How many devices there are: those with memory of their own.
@@ -39,26 +47,34 @@ pub(crate) struct File {
     running: Mutex<()>,
 }
 
-/// What tells one memfd from all others.
-type Inode = (libc::dev_t, libc::ino_t);
+/// A file that somebody is at. The last to let go of what was closed ends it.
+#[derive(Debug)]
+pub(crate) struct InUse(Option<Arc<File>>);
 
 /// Everything that is open in this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
-    /// Who opens or closes.
+    /// Whose it is. A child may have the same memory.
+    owner: u32,
+    /// Who opens or ends.
     changing: Mutex<()>,
+    /// Who closes descriptors of files.
+    closing: Mutex<()>,
     open: Mutex<Open>,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     files: Vec<Arc<File>>,
+    /// The device of each file that has not ended.
+    devices: Vec<usize>,
+    /// As long as a file has not ended.
     engine: Option<Arc<Engine>>,
 }
 
 /// Null until something is opened in this process. Never freed: a child of fork leaves its parent's behind.
 static OPEN: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
-/// How many files are open: what every other call of the program pays to look at.
+/// How many files have not ended: what every other call of the program pays to look at.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Opens a device, and starts the engine if it is the first.
@@ -67,6 +83,11 @@ pub(crate) fn open(device: usize, flags: c_int) -> Result<c_int, c_int> {
         return Err(libc::ENOENT);
     }
     let table = table();
+    if !table.is_ours() {
+        return Err(libc::ENODEV);
+    }
+    // What was closed unseen.
+    closing(|| ()).1?;
     let _changing = lock(&table.changing);
     let engine = match engine() {
         Some(engine) => engine,
@@ -86,48 +107,78 @@ pub(crate) fn open(device: usize, flags: c_int) -> Result<c_int, c_int> {
         flags: Flags::default(),
         running: Mutex::new(()),
     });
+    report::opened(device)?;
     let mut open = lock(&table.open);
     open.engine = Some(engine);
     open.files.push(file);
-    COUNT.store(open.files.len(), Ordering::Release);
+    open.devices.push(device);
+    COUNT.fetch_add(1, Ordering::AcqRel);
     Ok(memfd.into_raw_fd())
 }
 
-/// What is open behind a descriptor, if it is one of ours.
-pub(crate) fn find(fd: c_int) -> Option<Arc<File>> {
-    if COUNT.load(Ordering::Acquire) == 0 || fd < 0 {
-        return None;
-    }
-    let inode = inode_of(fd)?;
-    let open = lock(&table().open);
-    let file = open.files.iter().find(|file| file.memfd == inode);
-    file.map(Arc::clone)
+/// Whether anything is, and so worth a look.
+pub(crate) fn is_any_open() -> bool {
+    COUNT.load(Ordering::Acquire) != 0
 }
 
-/// A descriptor of a file was closed. The last one ends the file, and the last file the engine.
-pub(crate) fn closed(file: Arc<File>) -> Result<c_int, c_int> {
-    if is_open(file.memfd) {
-        return Ok(0);
-    }
+/// What is open behind a descriptor, if it is one of ours.
+pub(crate) fn find(fd: c_int) -> Option<InUse> {
+    let table = ours().filter(|_| fd >= 0)?;
+    let inode = inode_of(fd)?;
+    let open = lock(&table.open);
+    let file = open.files.iter().find(|file| file.memfd == inode);
+    file.map(|file| InUse(Some(Arc::clone(file))))
+}
+
+/// Runs what closes descriptors of files, or puts others in their place. Devices without any end before this
+/// returns, also those that were closed unseen before.
+pub(crate) fn closing<R>(close: impl FnOnce() -> R) -> (R, Result<(), c_int>) {
+    let Some(table) = ours() else {
+        return (close(), Ok(()));
+    };
+    let closing = lock(&table.closing);
+    let result = close();
+    let closed = table.sweep();
+    drop(closing);
+    let ended = closed.map_or_else(Err, |files| {
+        let each = files.into_iter().map(|file| InUse(Some(file)).let_go());
+        each.fold(Ok(()), Result::and)
+    });
+    (result, ended)
+}
+
+/// The engine's descriptors, ascending: none of them is the program's to close, or to take the number of.
+pub(crate) fn of_the_engine() -> Arc<[c_int]> {
+    engine().map_or_else(|| Arc::from([]), |engine| Arc::clone(&engine.descriptors))
+}
+
+/// The last who had a file let go of it. The last file ends the engine.
+fn end(file: File) -> Result<(), c_int> {
     let table = table();
     let _changing = lock(&table.changing);
-    let last = {
+    let File {
+        device, vm, engine, ..
+    } = file;
+    let evicted = engine.svm.evict(device);
+    drop(vm);
+    let others = {
         let mut open = lock(&table.open);
-        open.files.retain(|other| !Arc::ptr_eq(other, &file));
-        COUNT.store(open.files.len(), Ordering::Release);
-        open.files.is_empty().then(|| open.engine.take()).flatten()
+        let this = open.devices.iter().position(|other| *other == device);
+        this.map(|this| open.devices.swap_remove(this));
+        open.devices.contains(&device)
     };
-    // A command that still runs, in another thread, ends with its address space.
-    let evicted = file.engine.svm.evict(file.device);
-    drop(file);
+    let reported = report::closed(&engine.svm, device, others);
+    drop(engine);
+    let last = match COUNT.fetch_sub(1, Ordering::AcqRel) {
+        1 => lock(&table.open).engine.take(),
+        _ => None,
+    };
     let ended = last.map_or(Ok(()), Engine::end);
-    match (evicted, ended) {
-        (Ok(()), Ok(())) => Ok(0),
-        (Err(error), _) | (_, Err(error)) => {
-            eprintln!("gpusvm-hmm: close: {error}");
-            Err(libc::EIO)
-        }
-    }
+    let ended = evicted.and(ended).map_err(|error| {
+        eprintln!("gpusvm-hmm: close: {error}");
+        libc::EIO
+    });
+    ended.and(reported)
 }
 
 /// The program changed permissions.
@@ -148,10 +199,12 @@ pub(crate) fn was_unmapped(at: *const u8, len: usize) {
 
 /// The engine, while there is one.
 fn engine() -> Option<Arc<Engine>> {
-    if COUNT.load(Ordering::Acquire) == 0 {
-        return None;
-    }
-    lock(&table().open).engine.clone()
+    lock(&ours()?.open).engine.clone()
+}
+
+/// The table, if there is anything in it, and it is of this process.
+fn ours() -> Option<&'static Table> {
+    is_any_open().then(table).filter(|table| table.is_ours())
 }
 
 /// Nothing is open in a child of fork: engines stay with their processes.
@@ -165,6 +218,32 @@ impl File {
     pub(crate) fn command(&self, request: c_ulong, argument: *mut c_void) -> Result<c_int, c_int> {
         let _running = lock(&self.running);
         dmirror::run(self, request, argument).map(|()| 0)
+    }
+}
+
+impl InUse {
+    fn let_go(mut self) -> Result<(), c_int> {
+        self.take_leave()
+    }
+
+    fn take_leave(&mut self) -> Result<(), c_int> {
+        // One of those who had it gets it, the last.
+        self.0.take().and_then(Arc::into_inner).map_or(Ok(()), end)
+    }
+}
+
+impl Deref for InUse {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        self.0.as_deref().expect("until it is let go of")
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        // It has said so, and there is nobody to tell.
+        let _ = self.take_leave();
     }
 }
 
@@ -199,51 +278,33 @@ pub(crate) unsafe fn map_fresh_pages(
     mapped
 }
 
-/// A file of no bytes that nobody else has.
-fn memfd(flags: c_int) -> Result<OwnedFd, c_int> {
-    let flags = match flags {
-        0 => 0,
-        _ => libc::MFD_CLOEXEC,
-    };
-    // SAFETY: a C string.
-    let fd = unsafe { libc::memfd_create(c"hmm_dmirror".as_ptr(), flags) };
-    match fd {
-        // SAFETY: a descriptor that nobody else has.
-        0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(libc::EMFILE),
-    }
-}
-
-fn inode_of(fd: c_int) -> Option<Inode> {
-    let mut stat = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: room for what is told of any descriptor.
-    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
-        return None;
-    }
-    // SAFETY: it was told.
-    let stat = unsafe { stat.assume_init() };
-    Some((stat.st_dev, stat.st_ino))
-}
-
-/// Whether a descriptor of the process still leads there.
-///
-/// By system calls alone: the C library would take memory from the program's heap to list a folder, and the
-/// program may have written over that.
-fn is_open(inode: Inode) -> bool {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(folder) = rustix::fs::open("/proc/self/fd", flags, Mode::empty()) else {
-        return false;
-    };
-    let mut room = [MaybeUninit::<u8>::uninit(); 4096];
-    let mut list = RawDir::new(&folder, &mut room);
-    while let Some(Ok(entry)) = list.next() {
-        let number = entry.file_name().to_str().ok();
-        let number = number.and_then(|name| name.parse::<c_int>().ok());
-        if number.and_then(inode_of) == Some(inode) {
-            return true;
+impl Table {
+    fn new() -> Self {
+        Self {
+            owner: std::process::id(),
+            changing: Mutex::default(),
+            closing: Mutex::default(),
+            open: Mutex::default(),
         }
     }
-    false
+
+    /// Takes files out that no descriptor leads to any more. Called with `closing` held.
+    fn sweep(&self) -> Result<Vec<Arc<File>>, c_int> {
+        // What is opened from here on has a descriptor.
+        let mut gone = lock(&self.open).files.clone();
+        descriptor::each(|fd| {
+            if let Some(inode) = inode_of(fd) {
+                gone.retain(|file| file.memfd != inode);
+            }
+        })?;
+        let is_gone = |file: &Arc<File>| gone.iter().any(|other| Arc::ptr_eq(file, other));
+        lock(&self.open).files.retain(|file| !is_gone(file));
+        Ok(gone)
+    }
+
+    fn is_ours(&self) -> bool {
+        self.owner == std::process::id()
+    }
 }
 
 fn table() -> &'static Table {
@@ -252,7 +313,7 @@ fn table() -> &'static Table {
         // SAFETY: from a box that is never freed.
         return unsafe { &*known };
     }
-    let new = Box::into_raw(Box::default());
+    let new = Box::into_raw(Box::new(Table::new()));
     let null = core::ptr::null_mut();
     match OPEN.compare_exchange(null, new, Ordering::AcqRel, Ordering::Acquire) {
         // SAFETY: from a box that is never freed.

@@ -44,6 +44,8 @@ static ON_LOAD: extern "C" fn() = on_load;
 
 extern "C" fn on_load() {
     HEAP.with(|heap| heap.allocator().reserve());
+    crate::stacks::reserve();
+    crate::interpose::threads::prepare();
     // SAFETY: functions of this library, which is never unloaded: it has been preloaded.
     unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
 }
@@ -59,6 +61,7 @@ unsafe extern "C" fn after_fork() {
 unsafe extern "C" fn in_child() {
     HEAP.unlock();
     crate::files::forget();
+    crate::stacks::forget();
 }
 
 struct Heap {

@@ -1,12 +1,13 @@
 //! The calls of the program that are ours to answer, or to hear of. Everything else goes on untouched.
-//!
-//! `open` and its kin are variadic in C. They are three or four arguments in registers on every machine
-//! that Linux runs on, where an argument that was not given is read as whatever is there, and handed on.
+
+mod opening; // of files
+mod closing; // and of descriptors
+pub(crate) mod threads; // of the engine
 
 use crate::files;
 use crate::next;
-use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
-use libc::{mode_t, off_t, size_t};
+use core::ffi::{c_int, c_ulong, c_void};
+use libc::{off_t, size_t};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What an answer is in C: a value, or -1 and an error number.
@@ -32,99 +33,16 @@ fn ours(what: &str, run: impl FnOnce() -> Result<c_int, c_int>) -> Result<c_int,
     })
 }
 
-/// The device that a path names.
-///
-/// # Safety
-///
-/// `path` is null or a C string.
-unsafe fn device_at(path: *const c_char) -> Option<usize> {
-    if path.is_null() {
-        return None;
-    }
-    // SAFETY: as the caller promises.
-    let path = unsafe { CStr::from_ptr(path) };
-    let number = path.to_bytes().strip_prefix(b"/dev/hmm_dmirror")?;
-    match number {
-        [digit @ b'0'..=b'3'] => Some(usize::from(digit - b'0')),
-        _ => None,
-    }
-}
-
-/// # Safety
-///
-/// As `open`.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-    // SAFETY: a path, as the caller promises.
-    match unsafe { device_at(path) } {
-        Some(device) => answered(ours("open", || files::open(device, flags))),
-        // SAFETY: as the caller promises.
-        None => unsafe { next::open(path, flags, mode) },
-    }
-}
-
-/// # Safety
-///
-/// As `open64`.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-    // SAFETY: `open` on a machine whose offsets have 64 bits anyway.
-    unsafe { open(path, flags | libc::O_LARGEFILE, mode) }
-}
-
-/// # Safety
-///
-/// As `openat`.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn openat(
-    dir: c_int,
-    path: *const c_char,
-    flags: c_int,
-    mode: mode_t,
-) -> c_int {
-    // SAFETY: a path, as the caller promises. It is absolute, so the folder does not matter.
-    match unsafe { device_at(path) } {
-        Some(device) => answered(ours("openat", || files::open(device, flags))),
-        // SAFETY: as the caller promises.
-        None => unsafe { next::openat(dir, path, flags, mode) },
-    }
-}
-
-/// # Safety
-///
-/// As `openat64`.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn openat64(
-    dir: c_int,
-    path: *const c_char,
-    flags: c_int,
-    mode: mode_t,
-) -> c_int {
-    // SAFETY: `openat` on a machine whose offsets have 64 bits anyway.
-    unsafe { openat(dir, path, flags | libc::O_LARGEFILE, mode) }
-}
-
-/// # Safety
-///
-/// As `close`.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn close(fd: c_int) -> c_int {
-    let file = files::find(fd);
-    // SAFETY: as the caller promises.
-    let closed = unsafe { next::close(fd) };
-    match file {
-        Some(file) if closed == 0 => answered(ours("close", || files::closed(file))),
-        _ => closed,
-    }
-}
-
 /// # Safety
 ///
 /// As `ioctl`.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     match files::find(fd) {
-        Some(file) => answered(ours("ioctl", || file.command(request, argument))),
+        // A request is 32 bits: a program that has it in an `int` hands on more.
+        Some(file) => answered(ours("ioctl", move || {
+            file.command(request & c_ulong::from(u32::MAX), argument)
+        })),
         // SAFETY: as the caller promises.
         None => unsafe { next::ioctl(fd, request, argument) },
     }

@@ -17,24 +17,34 @@
 //! # Memory
 //!
 //! What this library allocates is not on the program's heap (`heap.rs`): a program may write over the end of
-//! its own allocations, and one of the kernel's tests does; and its heap may be mirrored.
+//! its own allocations, and one of the kernel's tests does; and its heap may be mirrored. Nor are the engine's
+//! stacks (`stacks.rs`), or anything else that it maps, in a hole that the program left in its address space:
+//! it may unmap that with what is around it.
 //!
 //! # Differences from the kernel
 //!
-//! - A child of fork that inherits a descriptor has a plain file in it, not the parent's device. It opens
-//!   devices of its own.
+//! - A child of fork, or a program that is executed, has a plain file in the descriptors that it inherits, not the
+//!   parent's device: commands are refused with `ENOTTY`. The kernel runs them, on the memory of the parent.
+//!   A child opens devices of its own.
+//! - A device ends with the last descriptor in the process that opened it, also when children still have some.
 //! - Devices 2 and 3, whose memory the CPU reads in place, are not there.
 //! - What is exclusive is the device's, not the open file's: `CHECK_EXCLUSIVE` of another file of the device
 //!   says so too.
 //! - A touch of the CPU takes back what came to the device together, not one page.
-//! - `dup2` onto a device's last descriptor closes it unseen: the engine notices with the next close.
+//! - What opens or closes without the C library, or inside it (`freopen`), is not seen: a path is not a device
+//!   then, and a device that was closed ends when any is opened or closed.
+//! - The engine has descriptors in the process. To the program's `close` they are not there, and `dup2` to the
+//!   number of one is refused with `EBUSY`.
 
 mod interpose; // calls of the program
 mod next; // who was to be called
 mod files; // what is open
+mod descriptor; // and what a descriptor leads to
+mod report; // what is left in use when it is closed
 mod engine; // the engine, while anything is
 mod command; // one ioctl, as the program has it in memory
 mod dmirror; // what it means
 mod flags; // what they meet
 mod snapshot; // pages, as the device's program sees them
 mod heap; // memory of our own
+mod stacks; // and stacks

@@ -106,7 +106,7 @@ impl Staging {
     /// `ENOMEM`.
     pub(crate) fn new(thp: Thp, forked: bool) -> Result<Self, Errno> {
         let request = |size| {
-            let request = Request::new(size).aligned();
+            let request = Request::new(size).apart().aligned();
             let request = if forked { request } else { request.dont_fork() };
             if thp == Thp::Never {
                 request
@@ -115,7 +115,11 @@ impl Staging {
             }
         };
         let slots = u64::try_from(SLOTS).unwrap_or(u64::MAX);
-        let base = Request::new(BLOCK_SIZE).aligned().never_huge().dont_fork();
+        let base = Request::new(BLOCK_SIZE)
+            .apart()
+            .aligned()
+            .never_huge()
+            .dont_fork();
         Ok(Self {
             area: request(ByteSize::new(BLOCK_SIZE.get() * slots)).map()?,
             nurseries: Nurseries {

@@ -6,13 +6,29 @@
 use crate::pieces::{self, Cause};
 use crate::zdd::Zdd;
 use crate::{Devmem, EvictError, Pagemap};
+use core::time::Duration;
 use gpusvm_mm::{AddressSpace, Block, Inbound, MmError};
 use gpusvm_types::{DevicePfn, PAGES_PER_BLOCK, PageCount};
 
 /// How often eviction walks an allocation before it gives up: the kernel's two retries.
 pub const EVICT_TRIES: u32 = 3;
+/// How often it waits for pages that stand in for none any more, or not yet: a second, and not more.
+const EVICT_WAITS: u32 = 10_000;
+/// For how long.
+const EVICT_WAIT: Duration = Duration::from_micros(100);
 
-/// Brings every page of `devmem` home. Timeslices do not hold; a launch that needs it does.
+/// What came of a walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Walked {
+    /// Pages went home, or may not.
+    Tried,
+    /// No page stands in for any: somebody is about to give them back, or to put them to use. There is no block
+    /// to wait for.
+    Between,
+}
+
+/// Brings every page of `devmem` home. Timeslices do not hold; a launch that needs it does. What others are
+/// bringing home is waited for, unless it is for room: others may have some.
 ///
 /// # Errors
 ///
@@ -25,12 +41,23 @@ pub fn evict_to_ram<M: AddressSpace>(
 ) -> Result<(), EvictError> {
     gpusvm_sync::walk!("evict_to_ram");
     let mut last = None;
-    for _ in 0..EVICT_TRIES {
+    let (mut tries, mut waits) = (0, 0);
+    while tries < EVICT_TRIES && waits < EVICT_WAITS {
         if devmem.is_detached() {
             return Ok(());
         }
         let mm = pagemap.mm.upgrade().ok_or(EvictError::Gone)?;
-        last = walk(pagemap, &*mm, devmem, cause).err();
+        match walk(pagemap, &*mm, devmem, cause) {
+            // Who needs room has others to take it from.
+            Ok(Walked::Between) if cause != Cause::Eviction => {
+                waits += 1;
+                gpusvm_sync::sleep(EVICT_WAIT);
+            }
+            walked => {
+                tries += 1;
+                last = walked.err();
+            }
+        }
     }
     if devmem.is_detached() {
         return Ok(());
@@ -47,7 +74,7 @@ fn walk<M: AddressSpace>(
     mm: &M,
     devmem: &Devmem,
     cause: Cause,
-) -> Result<(), EvictError> {
+) -> Result<Walked, EvictError> {
     gpusvm_sync::walk!("walk");
     let mut pfns = [DevicePfn::new(0); PAGES_PER_BLOCK];
     let pfns = &mut pfns[..devmem.size().as_usize().min(PAGES_PER_BLOCK)];
@@ -55,7 +82,10 @@ fn walk<M: AddressSpace>(
     let zdd = pfns
         .first()
         .and_then(|head| first_in_use(pagemap, devmem, *head, pfns));
-    let Some(zdd) = zdd else { return Ok(()) };
+    let Some(zdd) = zdd else {
+        return Ok(Walked::Between);
+    };
+    let mut walked = Walked::Between;
     for pfn in pfns.iter() {
         if pagemap.zdds.of(*pfn) != Some(zdd) {
             continue;
@@ -63,12 +93,13 @@ fn walk<M: AddressSpace>(
         let Some((mut block, _)) = mm.lock_device_page(pagemap.page(*pfn)) else {
             continue;
         };
+        walked = Walked::Tried;
         // It may have gone home meanwhile, and a new allocation may have begun at the same page. Leases
         // are taken with the block locked, so none begins from here on.
         let current = pagemap.zdds.devmem(zdd);
         let is_it = current.is_some_and(|current| core::ptr::eq(&raw const *current, devmem));
         if !is_it || devmem.is_leased() {
-            return Ok(());
+            return Ok(walked);
         }
         let span = block.span();
         let collected = block
@@ -79,7 +110,7 @@ fn walk<M: AddressSpace>(
             .copy_to_ram(&mut pieces::to_ram(collected.leaving()), None, cause)?;
         collected.commit().map_err(gone_or)?;
     }
-    Ok(())
+    Ok(walked)
 }
 
 /// The zdd of the allocation, if a page of it is in use and is still this allocation's.

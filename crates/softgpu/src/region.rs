@@ -1,7 +1,11 @@
 //! Memory of the device's own: private and anonymous.
 //!
 //! Nobody holds a reference into it: it is reached by raw pointers, with atomics and guarded copies.
+//!
+//! It is wished for in a part of the address space that the kernel gives to nobody who does not ask for it: else it
+//! would come to lie in a hole that the program left in its own, and may unmap with what is around it.
 
+use gpusvm_sync::atomic::{AtomicU64, Ordering};
 use gpusvm_types::{BLOCK_SIZE, ByteSize};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::io;
@@ -31,9 +35,9 @@ impl Region {
             .ok_or(io::ErrorKind::OutOfMemory)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: the kernel chooses the place.
+        // SAFETY: an address is only wished for, so that nothing that exists is replaced.
         let start =
-            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), padded, protection, flags)? };
+            unsafe { rustix::mm::mmap_anonymous(place(padded).cast(), padded, protection, flags)? };
         let start = start.cast::<u8>();
         let head = start.align_offset(block);
         let base = start.wrapping_add(head);
@@ -73,6 +77,18 @@ impl Drop for Region {
             unmap(self.base, self.len.as_usize());
         }
     }
+}
+
+/// Where to wish for so many bytes. No two are given the same, until all were given.
+fn place(len: usize) -> *mut u8 {
+    const START: u64 = 0x6800_0000_0000;
+    const SIZE: u64 = 0x1000_0000_0000;
+    static USED: AtomicU64 = AtomicU64::new(0);
+    let block = BLOCK_SIZE.get();
+    let wide = (len as u64).div_ceil(block).saturating_add(1) * block;
+    let at = START + USED.fetch_add(wide, Ordering::Relaxed) % SIZE;
+    // Where there are no such addresses, the kernel chooses.
+    usize::try_from(at).map_or(std::ptr::null_mut(), std::ptr::without_provenance_mut)
 }
 
 fn unmap(start: *mut u8, len: usize) {

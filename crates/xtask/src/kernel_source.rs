@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The package that the tests are known to pass from.
-const PACKAGE: &str = "linux-source-6.12";
+pub(crate) const KNOWN: &str = "linux-source-6.12";
 /// Where Debian's packages put the source.
-const SOURCES: &str = "/usr/src";
+const SOURCES: &str = "usr/src";
 /// The files that the tests are built of.
 const FILES: [&str; 4] = [
     "lib/test_hmm*",
@@ -15,13 +15,6 @@ const FILES: [&str; 4] = [
     "tools/testing/selftests/kselftest*",
     "tools/testing/selftests/mm/*",
 ];
-
-/// The source is not to be had: nothing was tested.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "no source of the kernel: `apt-get install {PACKAGE}` gives it, and it could not be installed here"
-)]
-pub(crate) struct NoSource;
 
 /// The tests, built.
 #[derive(Debug)]
@@ -32,14 +25,15 @@ pub(crate) struct Test {
     pub(crate) binary: PathBuf,
 }
 
-/// Builds the tests in `folder`, unless they are there.
-pub(crate) fn build(folder: &Path) -> Result<Test, Failed> {
-    let package = find_or_install()?;
+/// Builds the tests in `folder`, unless they are there. The package is one of the system at `root`.
+pub(crate) fn build(folder: &Path, root: &Path) -> Result<Test, Failed> {
+    let sources = root.join(SOURCES);
+    let package = find_or_install(&sources)?;
     let source = folder.join(&package);
     let tests = source.join("tools/testing/selftests/mm");
     let binary = tests.join("hmm-tests");
     if !binary.exists() {
-        extract(&package, folder)?;
+        extract(&sources, &package, folder)?;
         let mut gcc = Command::new("gcc");
         gcc.args(["-O2", "-D_GNU_SOURCE", "-I"]).arg(&source);
         gcc.arg(tests.join("hmm-tests.c")).arg("-o").arg(&binary);
@@ -53,16 +47,21 @@ pub(crate) fn build(folder: &Path) -> Result<Test, Failed> {
 }
 
 /// The name of the package whose source is there.
-fn find_or_install() -> Result<String, Failed> {
-    if let Some(package) = find() {
+fn find_or_install(sources: &Path) -> Result<String, Failed> {
+    if let Some(package) = find(sources) {
         return Ok(package);
     }
     // A fresh machine does not know of any package yet. Refused or not there: either way there is no
     // source then.
-    if !apt(&["install", "--yes", PACKAGE]) && apt(&["update"]) {
-        apt(&["install", "--yes", PACKAGE]);
+    if !apt(&["install", "--yes", KNOWN]) && apt(&["update"]) {
+        apt(&["install", "--yes", KNOWN]);
     }
-    find().ok_or(Failed::NoSource(NoSource))
+    find(sources).ok_or_else(|| {
+        Failed::NotTested(format!(
+            "no source of the kernel: as root, `apt-get install {KNOWN}` gives it, and it could not be \
+            installed here"
+        ))
+    })
 }
 
 /// Whether it was done.
@@ -75,13 +74,13 @@ fn apt(args: &[&str]) -> bool {
 }
 
 /// The package that we know, or else the newest of those that are there.
-fn find() -> Option<String> {
-    let names = std::fs::read_dir(SOURCES).ok()?;
+fn find(sources: &Path) -> Option<String> {
+    let names = std::fs::read_dir(sources).ok()?;
     let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let package = |name: String| Some(name.strip_suffix(".tar.xz")?.to_owned());
     let packages = names.filter_map(package);
     let packages = packages.filter(|name| name.starts_with("linux-source-"));
-    packages.max_by_key(|name| (name == PACKAGE, version(name)))
+    packages.max_by_key(|name| (name == KNOWN, version(name)))
 }
 
 /// The numbers in a name, to compare.
@@ -90,14 +89,14 @@ fn version(name: &str) -> Vec<u32> {
     parts.filter_map(|part| part.parse().ok()).collect()
 }
 
-fn extract(package: &str, folder: &Path) -> Result<(), Failed> {
+fn extract(sources: &Path, package: &str, folder: &Path) -> Result<(), Failed> {
     std::fs::create_dir_all(folder).map_err(|error| Failed::Run {
         what: "making room for the source",
         error,
     })?;
     let mut tar = Command::new("tar");
     tar.arg("xJf")
-        .arg(format!("{SOURCES}/{package}.tar.xz"))
+        .arg(sources.join(format!("{package}.tar.xz")))
         .arg("-C")
         .arg(folder);
     let files = FILES.map(|file| format!("{package}/{file}"));

@@ -37,6 +37,9 @@ pub(crate) fn table(runs: &[Run]) -> String {
     for run in runs.iter().filter(|run| !run.is_complete) {
         let _ = writeln!(table, "a run ended early: {}", line(run));
     }
+    for wrong in runs.iter().flat_map(|run| &run.wrong) {
+        let _ = writeln!(table, "WRONG: {wrong}");
+    }
     let _ = writeln!(table, "{}", sum(runs));
     table
 }
@@ -53,5 +56,8 @@ fn sum(runs: &[Run]) -> String {
         count(Outcome::Skipped),
         count(Outcome::Failed),
     );
-    format!("{passed} passed, {skipped} skipped, {failed} failed")
+    let closes: usize = runs.iter().map(|run| run.closes).sum();
+    format!(
+        "{passed} passed, {skipped} skipped, {failed} failed; {closes} devices closed with nothing in use"
+    )
 }

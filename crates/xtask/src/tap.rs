@@ -31,12 +31,17 @@ pub(crate) struct Run {
     pub(crate) tests: Vec<Test>,
     /// Whether as many ended as were announced.
     pub(crate) is_complete: bool,
+    /// How many devices were closed, with nothing left in use.
+    pub(crate) closes: usize,
+    /// What else is not as it must be.
+    pub(crate) wrong: Vec<String>,
 }
 
 impl Run {
     /// Whether nothing failed, and something passed.
     pub(crate) fn is_good(&self) -> bool {
-        self.is_complete && self.count(Outcome::Failed) == 0 && self.count(Outcome::Passed) > 0
+        let is_all_right = self.is_complete && self.wrong.is_empty();
+        is_all_right && self.count(Outcome::Failed) == 0 && self.count(Outcome::Passed) > 0
     }
 
     /// How many ended so.
@@ -69,6 +74,8 @@ pub(crate) fn parse(said: &str) -> Run {
     Run {
         is_complete: planned == Some(tests.len()),
         tests,
+        closes: 0,
+        wrong: Vec::new(),
     }
 }
 

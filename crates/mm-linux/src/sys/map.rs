@@ -8,8 +8,8 @@
 //! bytes are read and written a byte at a time here, and by whoever knows more through
 //! [`Mapping::as_ptr`]: pages of it come and go, so that it is never a slice.
 
-use super::pointer;
 use super::room::Room;
+use super::{place, pointer};
 use gpusvm_sync::Arc;
 use gpusvm_types::{BLOCK_SIZE, ByteSize, Span, VirtAddr};
 use rustix::io::Errno;
@@ -25,6 +25,7 @@ pub(crate) struct Request {
     huge: Huge,
     dont_fork: bool,
     locked: bool,
+    apart: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +46,14 @@ impl Request {
             huge,
             dont_fork: false,
             locked: false,
+            apart: false,
         }
+    }
+
+    /// Not in a hole that the program left in its address space: see [`place`].
+    pub(crate) const fn apart(mut self) -> Self {
+        self.apart = true;
+        self
     }
 
     /// Address space only: any touch is a SIGSEGV until [`protect`] says otherwise.
@@ -149,10 +157,13 @@ impl Request {
             access
         };
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: no address is asked for, so that nothing that exists is replaced.
-        let at = unsafe {
-            rustix::mm::mmap_anonymous(core::ptr::null_mut(), len.as_usize(), access, flags)
-        }?;
+        let wanted = if self.apart {
+            pointer(place::next(len))
+        } else {
+            core::ptr::null_mut()
+        };
+        // SAFETY: an address is only wished for, so that nothing that exists is replaced.
+        let at = unsafe { rustix::mm::mmap_anonymous(wanted, len.as_usize(), access, flags) }?;
         at.expose_provenance();
         let span = Span::from_len(VirtAddr::from(at), len).expect("whole pages at a page");
         Ok(Mapping {

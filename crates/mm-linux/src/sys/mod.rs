@@ -30,6 +30,7 @@ pub(crate) mod procmap; // find_vma
 pub(crate) mod procmem; // reads that never wait
 pub(crate) mod map; // owned mappings
 pub(crate) mod room; // address space of our own
+mod place; // and where in all of it
 pub(crate) mod futex; // sleeping and waking
 pub(crate) mod thp; // huge page setting
 pub(crate) mod probe; // what the machine offers

@@ -39,7 +39,7 @@ impl Room {
     ///
     /// `ENOMEM`: there is no such address space.
     pub(crate) fn reserve() -> Result<Arc<Self>, Errno> {
-        let reserved = Request::new(SIZE).reserved().dont_fork().map()?;
+        let reserved = Request::new(SIZE).apart().reserved().dont_fork().map()?;
         let mut free = Vec::with_capacity(MOST_FREE);
         free.push(reserved.span());
         Ok(Arc::new(Self {

@@ -240,6 +240,20 @@ fn evict_of_what_a_launch_needs_is_ebusy() {
     lab.assert_empty();
 }
 
+/// An allocation that nothing lives in yet: somebody is about to put it to use, or has died in doing so.
+#[test]
+fn evict_does_not_wait_for_ever_for_what_nobody_gives_back() {
+    let lab = Lab::new(&[0]);
+    let devmem = lab.device().allocate(BLOCK).unwrap();
+    let (left, tries) = (PageCount::ZERO, EVICT_TRIES);
+    for cause in [Cause::Eviction, Cause::Asked] {
+        let error = evict_to_ram(&lab.device().pagemap(), &devmem, cause).unwrap_err();
+        assert_eq!(error, EvictError::Busy { left, tries });
+    }
+    drop(devmem);
+    lab.assert_empty();
+}
+
 #[test]
 fn a_device_that_cannot_copy_is_eio() {
     let lab = Lab::new(&[0]);

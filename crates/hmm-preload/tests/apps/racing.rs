@@ -1,0 +1,87 @@
+//! Threads that open, close and run commands at once.
+
+use crate::kit::{Area, READ, TO_DEV, WRITE, close, engine_runs, is_preloaded, open};
+use std::sync::Barrier;
+
+/// A command that is under way when its device is closed is done, or refused; nothing is lost, and whoever is last
+/// ends the engine.
+#[test]
+fn a_device_is_closed_during_commands() {
+    if !is_preloaded("racing::a_device_is_closed_during_commands") {
+        return;
+    }
+    for round in 0..24 {
+        let fd = open(0);
+        let areas = [Area::new(64), Area::new(64), Area::new(64)];
+        areas.iter().for_each(|area| area.fill(round));
+        let start = Barrier::new(areas.len() + 1);
+        std::thread::scope(|scope| {
+            for (area, command) in areas.iter().zip([TO_DEV, READ, WRITE]) {
+                let at = area.at.addr();
+                let start = &start;
+                scope.spawn(move || {
+                    let area = Area {
+                        at: std::ptr::with_exposed_provenance_mut(at),
+                        pages: 64,
+                    };
+                    let mut data = vec![0; 64 * 4096];
+                    // What is written is what is there.
+                    area.run(fd, READ, &mut data).unwrap();
+                    start.wait();
+                    let refused = loop {
+                        match area.run(fd, command, &mut data) {
+                            Ok(done) => assert_eq!(done.cpages, 64),
+                            Err(errno) => break errno,
+                        }
+                    };
+                    // The number may be another's by then, for a moment.
+                    assert!([libc::EBADF, libc::ENOTTY].contains(&refused), "{refused}");
+                });
+            }
+            start.wait();
+            for _ in 0..round % 8 * 20 {
+                std::thread::yield_now();
+            }
+            close(fd).unwrap();
+        });
+        assert!(!engine_runs(), "round {round}");
+        assert!(
+            areas.iter().all(|area| area.is_filled(round)),
+            "round {round}"
+        );
+    }
+}
+
+/// Devices come and go in 64 threads at once, and with them the engine.
+#[test]
+fn many_threads_open_and_close() {
+    if !is_preloaded("racing::many_threads_open_and_close") {
+        return;
+    }
+    std::thread::scope(|scope| {
+        for thread in 0..64 {
+            scope.spawn(move || {
+                let area = Area::new(2);
+                for round in 0..4 {
+                    area.fill(thread + round);
+                    let fd = open(libc::O_CLOEXEC);
+                    // SAFETY: a descriptor of our own.
+                    let twin = unsafe { libc::dup(fd) };
+                    let mut data = [0; 2 * 4096];
+                    // Who closes a file takes back what all files have on the device: it may be gone before
+                    // it was read, as in the kernel.
+                    match area.run(twin, TO_DEV, &mut data) {
+                        Ok(done) => assert_eq!(done.cpages, 2),
+                        Err(errno) => assert_eq!(errno, libc::ENOENT),
+                    }
+                    close(fd).unwrap();
+                    area.run(twin, READ, &mut data).unwrap();
+                    assert!(area.is_filled(thread + round));
+                    close(twin).unwrap();
+                    assert!(area.is_filled(thread + round));
+                }
+            });
+        }
+    });
+    assert!(!engine_runs());
+}
