@@ -9,10 +9,10 @@
 
 use crate::{Access, DeviceVm, Error, Protection, Svm};
 use gpusvm_device::FaultError;
-use gpusvm_mm::{AddressSpace, Seen};
-use gpusvm_mm_linux::RamPage;
+use gpusvm_mm::{AddressSpace, DeviceRun, Seen};
+use gpusvm_mm_linux::{PageLook, RamPage};
 use gpusvm_pagemap::Cause;
-use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
+use gpusvm_types::{BLOCK_SIZE, ByteSize, PAGES_PER_BLOCK, PageCount, PageIndex, Span, VirtAddr};
 
 /// A page, as it was when somebody looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,9 @@ pub struct PageState {
     pub place: PagePlace,
     /// What the device may do with it without a fault: the most of what the device has mapped.
     pub mapped: Option<Access>,
+    /// Of a page on a device: the 2 MiB around it are there in one piece, which one entry of a page table
+    /// maps. A page of RAM says for itself ([`RamPage::huge`]).
+    pub huge_on_device: bool,
 }
 
 /// Where a page is.
@@ -72,9 +75,10 @@ impl DeviceVm {
         let looks = self.process.page_looks(span)?;
         let mut seen = vec![Seen::Absent; looks.len()];
         self.process.snapshot(span, &mut seen)?;
+        let huge = self.huge_on_device(span, &seen)?;
         let mapped = self.vm.mapped(span);
-        let pages = looks.into_iter().zip(seen).zip(mapped);
-        let state = |((look, seen), mapped): ((gpusvm_mm_linux::PageLook, Seen), _)| {
+        let pages = looks.into_iter().zip(seen).zip(mapped).zip(span.pages());
+        let state = |(((look, seen), mapped), page): (((PageLook, Seen), _), PageIndex)| {
             let place = match (seen, look.ram) {
                 (Seen::Device(page), _) => self.place_of(page),
                 (Seen::Moving, _) => PagePlace::Moving,
@@ -85,6 +89,7 @@ impl DeviceVm {
                 protection: look.protection,
                 place,
                 mapped,
+                huge_on_device: huge.iter().any(|block| block.contains(page.start())),
             }
         };
         Ok(pages.map(state).collect())
@@ -166,6 +171,30 @@ impl DeviceVm {
         Ok(runs)
     }
 
+    /// The blocks of `span`, of which `seen` tells, that are in one piece on a device.
+    fn huge_on_device(&self, span: Span, seen: &[Seen]) -> Result<Vec<Span>, Error> {
+        let mut huge = Vec::new();
+        let mut room = [Seen::Absent; PAGES_PER_BLOCK];
+        for piece in span.blocks() {
+            let first = span.index_of(piece.first_page());
+            if !matches!(seen[first], Seen::Device(_)) {
+                continue;
+            }
+            let block = Span::block_of(piece.start());
+            let there = match piece == block {
+                true => &seen[first..first + PAGES_PER_BLOCK],
+                false => {
+                    self.process.snapshot(block, &mut room)?;
+                    &room[..]
+                }
+            };
+            if is_one_piece(there) {
+                huge.push(block);
+            }
+        }
+        Ok(huge)
+    }
+
     fn place_of(&self, page: gpusvm_mm::DevicePage) -> PagePlace {
         let pagemaps = self.vm.region().devices().pagemaps();
         let number = pagemaps
@@ -205,6 +234,24 @@ impl Svm {
         let evicted = self.node(device)?.region.pagemap().evict_all(Cause::Asked);
         evicted.map_err(|error| Error::Evict { device, error })
     }
+}
+
+/// Whether all pages of a block are on one device, one after the other, and begin as a large entry of a page
+/// table does.
+fn is_one_piece(block: &[Seen]) -> bool {
+    let Some(&Seen::Device(first)) = block.first() else {
+        return false;
+    };
+    let run = |count| DeviceRun {
+        first,
+        count: PageCount::from_usize(count),
+    };
+    let follows = |(n, seen): (usize, &Seen)| match *seen {
+        Seen::Device(page) => n == 0 || run(n).continues_with(page),
+        _ => false,
+    };
+    first.pfn.dev_addr().get().is_multiple_of(BLOCK_SIZE.get())
+        && block.iter().enumerate().all(follows)
 }
 
 fn covering<T>(pointer: *const T, len: ByteSize) -> Result<Span, Error> {

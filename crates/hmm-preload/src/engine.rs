@@ -32,6 +32,8 @@ impl Engine {
     /// Starts it.
     pub(crate) fn start() -> Result<Self, Error> {
         let mut builder = Svm::builder().policy(Arc::new(OnCommand));
+        // As the kernel shows pages of a device.
+        builder = builder.show_in_pagemap(true);
         for _ in 0..DEVICES {
             // One unit, since a command has one lane. Its atomics take pages to itself, as exclusive access does.
             let gpu = SoftGpu::builder().vram(MEMORY).units(1);

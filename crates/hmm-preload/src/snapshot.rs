@@ -31,7 +31,10 @@ pub(crate) fn byte(state: &PageState, device: usize) -> u8 {
             let size = if page.huge { PMD } else { 0 };
             kind | size | allows(writable && !page.copied_on_write)
         }
-        PagePlace::Device(at) if at == device => LOCAL | allows(writable),
+        PagePlace::Device(at) if at == device => {
+            let size = if state.huge_on_device { PMD } else { 0 };
+            LOCAL | size | allows(writable)
+        }
         // The kernel has no page there for anybody but the device that has it.
         _ => NONE,
     }

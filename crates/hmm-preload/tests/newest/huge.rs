@@ -1,8 +1,9 @@
 //! Huge pages: never touched, of zeroes, and given up while they are on the device.
 
 use crate::kit::{
-    Area, Device, HUGE, PAGE, assert_same, fill, huge_pages, is_preloaded, pattern, read, seen,
+    Area, Device, HUGE, PAGE, Run, assert_same, fill, huge_pages, is_preloaded, pattern, read, seen,
 };
+use std::os::unix::fs::FileExt;
 
 /// Memory to read only, that nobody ever touched, migrates: as zeroes.
 #[test]
@@ -86,4 +87,72 @@ fn migrate_anon_huge_free() {
         }
         device.close();
     }
+}
+
+/// A huge page is one on the device too, and shows as swapped out in the page map of the program.
+#[test]
+fn migrate_anon_huge_fault() {
+    if !is_preloaded("huge::migrate_anon_huge_fault") {
+        return;
+    }
+    if !huge_pages() {
+        eprintln!("skipped: there are no huge pages here");
+        return;
+    }
+    for _ in 0..3 {
+        let device = Device::open();
+        let area = Area::new(2 * HUGE, true);
+        fill(10, area.all());
+        collapse(area.all());
+        assert_eq!(page_map(area.all()), [PRESENT; 2 * HUGE / PAGE]);
+        let found = device.take(area.all());
+        assert_same(&found, &pattern(10, 0, area.len), "on the device");
+        let wanted = seen::LOCAL | seen::WRITE | seen::PMD;
+        assert_eq!(device.look(area.all()), [wanted; 2 * HUGE / PAGE]);
+        // Also who looks at a part of it is told that it is a part.
+        assert_eq!(
+            device.look((area.at.wrapping_add(PAGE), 2 * PAGE)),
+            [wanted; 2]
+        );
+        assert_eq!(page_map(area.all()), [SWAPPED; 2 * HUGE / PAGE]);
+        // One of them comes home.
+        let (first, second) = ((area.at, HUGE), (area.at.wrapping_add(HUGE), HUGE));
+        assert_same(&read(first), &pattern(10, 0, HUGE), "in RAM");
+        assert_eq!(page_map(first), [PRESENT; HUGE / PAGE]);
+        assert_eq!(page_map(second), [SWAPPED; HUGE / PAGE]);
+        assert_same(&read(second), &pattern(10, HUGE, HUGE), "in RAM");
+        fill(11, area.all());
+        assert_same(&device.take(area.all()), &pattern(11, 0, area.len), "again");
+        assert_eq!(page_map(area.all()), [SWAPPED; 2 * HUGE / PAGE]);
+        let done = device.run(Run::ToSys, area.all(), &mut []).unwrap();
+        assert_eq!(done.cpages, (2 * HUGE / PAGE) as u64);
+        assert_eq!(page_map(area.all()), [PRESENT; 2 * HUGE / PAGE]);
+        assert_same(&read(area.all()), &pattern(11, 0, area.len), "in RAM");
+        device.close();
+    }
+}
+
+/// Huge pages, now. The system may be short of them for a moment.
+fn collapse((at, len): (*mut u8, usize)) {
+    let collapsed = (0..100).any(|_| {
+        // SAFETY: the bytes of our own memory stay as they are.
+        unsafe { libc::madvise(at.cast(), len, libc::MADV_COLLAPSE) == 0 }
+    });
+    assert!(collapsed, "{}", std::io::Error::last_os_error());
+}
+
+const PRESENT: (bool, bool) = (true, false);
+const SWAPPED: (bool, bool) = (false, true);
+
+/// Whether each page is present, and whether it is swapped out, as `/proc/self/pagemap` has it.
+fn page_map((at, len): (*mut u8, usize)) -> Vec<(bool, bool)> {
+    let file = std::fs::File::open("/proc/self/pagemap").unwrap();
+    let mut bytes = vec![0; len / PAGE * 8];
+    file.read_exact_at(&mut bytes, (at.addr() / PAGE * 8) as u64)
+        .unwrap();
+    let entries = bytes.as_chunks::<8>().0.iter();
+    let entries = entries.map(|entry| u64::from_ne_bytes(*entry));
+    entries
+        .map(|entry| (entry >> 63 & 1 == 1, entry >> 62 & 1 == 1))
+        .collect()
 }
