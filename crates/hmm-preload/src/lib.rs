@@ -27,6 +27,10 @@
 //! - What lives on the device is exclusive to it: `CHECK_EXCLUSIVE` does not tell what came by
 //!   `MIGRATE_TO_DEV` from what came by `EXCLUSIVE`.
 //! - A touch of the CPU takes back what came to the device together, not one page.
+//! - What a device reads back at the end of `MIGRATE_TO_DEV` and `EXCLUSIVE` is given to the program as it is read:
+//!   when memory is unmapped meanwhile, the command fails, and some of it was given.
+//! - Where the environment has `GPUSVM_HMM_PAGEMAP=0`, pages on devices do not show as swapped out in
+//!   `/proc/self/pagemap`, which costs less.
 //! - `dup2` onto a device's last descriptor closes it unseen: the engine notices with the next close.
 
 mod interpose; // calls of the program
