@@ -3,7 +3,7 @@
 //! One lane does it, page by page, so that what is done is done in order. It keeps a page at a time on
 //! its stack: what a unit writes to while it is in flight must not be memory that could fault.
 
-use crate::{DeviceVm, Error, Grid};
+use crate::{DeviceVm, Error, Grid, Launch};
 use gpusvm_softgpu::{Lane, LaneError, SvmPtr};
 use gpusvm_sync::{Arc, Mutex};
 use gpusvm_types::{ByteSize, PAGE_SIZE, VirtAddr};
@@ -62,7 +62,7 @@ impl DeviceVm {
         let kernel = move |lane: &mut Lane<'_>| load(lane, at, (len, &filled));
         // SAFETY: as the caller promises.
         let launch = unsafe { self.launch(Grid::new(1), kernel) };
-        let read = launch.and_then(|launch| Ok(launch.wait()?));
+        let read = launch.and_then(Launch::wait);
         *into = core::mem::take(&mut *bytes.lock());
         if read.is_err() {
             into.truncate(before);

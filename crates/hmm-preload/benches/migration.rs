@@ -152,10 +152,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
 fn page_faults() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: room for what is told.
-    assert_eq!(
-        unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) },
-        0
-    );
+    let told = unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+    assert_eq!(told, 0);
     // SAFETY: it was told; and all zeroes are a value.
     u64::try_from(unsafe { usage.assume_init() }.ru_minflt).unwrap()
 }
