@@ -12,7 +12,7 @@ use gpusvm_device::FaultError;
 use gpusvm_mm::{AddressSpace, DeviceRun, Seen};
 use gpusvm_mm_linux::{PageLook, RamPage};
 use gpusvm_pagemap::Cause;
-use gpusvm_types::{BLOCK_SIZE, ByteSize, PAGES_PER_BLOCK, PageCount, PageIndex, Span, VirtAddr};
+use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount, Span, VirtAddr};
 
 /// A page, as it was when somebody looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,13 +73,13 @@ impl DeviceVm {
         let span = covering(pointer, len)?;
         self.process.settle_events();
         let looks = self.process.page_looks(span)?;
-        let mut seen = vec![Seen::Absent; looks.len()];
-        self.process.snapshot(span, &mut seen)?;
+        let seen = self.process.seen_elsewhere(span)?;
         let huge = self.huge_on_device(span, &seen)?;
         let mapped = self.vm.mapped(span);
-        let pages = looks.into_iter().zip(seen).zip(mapped).zip(span.pages());
-        let state = |(((look, seen), mapped), page): (((PageLook, Seen), _), PageIndex)| {
+        let pages = looks.into_iter().zip(seen).zip(mapped).zip(huge);
+        let state = |(((look, seen), mapped), huge_on_device): (((PageLook, Seen), _), bool)| {
             let place = match (seen, look.ram) {
+                _ if look.protection.is_none() => PagePlace::Nowhere,
                 (Seen::Device(page), _) => self.place_of(page),
                 (Seen::Moving, _) => PagePlace::Moving,
                 (_, Some(page)) => PagePlace::Ram(page),
@@ -89,7 +89,7 @@ impl DeviceVm {
                 protection: look.protection,
                 place,
                 mapped,
-                huge_on_device: huge.iter().any(|block| block.contains(page.start())),
+                huge_on_device,
             }
         };
         Ok(pages.map(state).collect())
@@ -171,26 +171,21 @@ impl DeviceVm {
         Ok(runs)
     }
 
-    /// The blocks of `span`, of which `seen` tells, that are in one piece on a device.
-    fn huge_on_device(&self, span: Span, seen: &[Seen]) -> Result<Vec<Span>, Error> {
-        let mut huge = Vec::new();
-        let mut room = [Seen::Absent; PAGES_PER_BLOCK];
+    /// Which pages of `span`, of which `seen` tells, are of a block that is in one piece on a device.
+    fn huge_on_device(&self, span: Span, seen: &[Seen]) -> Result<Vec<bool>, Error> {
+        let mut huge = vec![false; seen.len()];
         for piece in span.blocks() {
             let first = span.index_of(piece.first_page());
             if !matches!(seen[first], Seen::Device(_)) {
                 continue;
             }
             let block = Span::block_of(piece.start());
-            let there = match piece == block {
-                true => &seen[first..first + PAGES_PER_BLOCK],
-                false => {
-                    self.process.snapshot(block, &mut room)?;
-                    &room[..]
-                }
+            let pages = first..first + piece.page_count().as_usize();
+            let is_huge = match piece == block {
+                true => is_one_piece(&seen[pages.clone()]),
+                false => is_one_piece(&self.process.seen_elsewhere(block)?),
             };
-            if is_one_piece(there) {
-                huge.push(block);
-            }
+            huge[pages].fill(is_huge);
         }
         Ok(huge)
     }

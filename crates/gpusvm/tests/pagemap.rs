@@ -98,8 +98,8 @@ fn pages_on_a_device_show_as_swapped_out() {
                 assert_eq!(shown(first, BLOCK), [Shown::Swapped; BLOCK / PAGE]);
                 assert_eq!(map.bytes()[5 * PAGE], 3);
                 assert_eq!(map.bytes()[BLOCK + PAGE], 0);
-                assert_eq!(shown(first, BLOCK), [Shown::Present; BLOCK / PAGE]);
                 assert!(map.bytes()[..BLOCK + PAGE].iter().all(|byte| *byte == 3));
+                assert_eq!(shown(first, BLOCK), [Shown::Present; BLOCK / PAGE]);
                 drop(adopted);
                 let stats = svm.shutdown().unwrap();
                 assert_eq!(stats.pages_on_devices, 0);
