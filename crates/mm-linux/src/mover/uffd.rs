@@ -172,6 +172,7 @@ impl Mover for UffdMover {
 
     fn protect(&self, run: Span, sources: &mut [Source]) -> Result<(), Errno> {
         self.write_protect(run, true)?;
+        self.unmark_holes(run)?;
         // What was dropped since is missing, and a touch of it is caught as one.
         sources.fill(Source::Hole);
         self.note_holes(run, sources).map(drop)

@@ -50,6 +50,43 @@ impl UffdMover {
         })
     }
 
+    /// Takes the markers off that a protection of `run` has put where no page is: what is not there is a hole
+    /// there, and no page that was swapped out.
+    pub(super) fn unmark_holes(&self, run: Span) -> Result<(), Errno> {
+        if !self.has_markers() {
+            return Ok(());
+        }
+        self.each_swapped(run, |swapped| {
+            self.set_markers(swapped, false)?;
+            // What still shows so has been swapped out, and is to be protected.
+            self.each_swapped(swapped, |page| self.write_protect(page, true))
+        })
+    }
+
+    /// Calls `each` with the runs of pages of `run` that are swapped out, or show so.
+    fn each_swapped(
+        &self,
+        run: Span,
+        mut each: impl FnMut(Span) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut there = [PageRegion::EMPTY; 16];
+        let mut rest = Some(run);
+        // A scan that stops early has reported a run, so it came further.
+        while let Some(left) = rest {
+            let scanned = self.pages.scan(left, &mut there)?;
+            let found = there[..scanned.regions].iter();
+            for region in found.filter(|it| !it.categories.contains(Categories::PRESENT)) {
+                if let Ok(swapped) = Span::new(region.start, region.end)
+                    && let Some(swapped) = swapped.intersection(run)
+                {
+                    each(swapped)?;
+                }
+            }
+            rest = Span::new(scanned.until, run.end()).ok();
+        }
+        Ok(())
+    }
+
     /// Takes the markers off with which `left` begins, for what is not there to be a hole. Whether there were
     /// any.
     pub(super) fn clear_stale_markers(&self, left: Span) -> bool {

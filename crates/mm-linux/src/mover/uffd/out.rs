@@ -172,7 +172,10 @@ impl UffdMover {
         if self.program.features().contains(Features::WP) {
             self.write_protect(run, true)?;
         }
-        match self.note_holes(run, sources) {
+        match self
+            .unmark_holes(run)
+            .and_then(|()| self.note_holes(run, sources))
+        {
             Ok(_) => Ok(Taken::InPlace),
             Err(errno) => {
                 self.release(run);
