@@ -152,8 +152,8 @@ impl Svm {
     }
 
     /// Whether pages on devices show as swapped out in `/proc/self/pagemap`: it was
-    /// [asked for](Builder::show_in_pagemap), and the system can, which takes Linux 6.4 and userfaultfd. Private
-    /// mappings of files are not shown so.
+    /// [asked for](Builder::show_in_pagemap), and the system can, which takes Linux 6.8, and userfaultfd on a rung
+    /// that moves pages. Private mappings of files are not shown so.
     pub fn shows_in_pagemap(&self) -> bool {
         self.process.leaves_markers()
     }

@@ -27,8 +27,8 @@ use gpusvm_types::Span;
 use rustix::io::Errno;
 
 impl Process {
-    /// Whether pages on devices show as swapped out in `/proc/self/pagemap`: it was asked for, and the kernel
-    /// can (Linux 6.4). In private mappings of files they do not.
+    /// Whether pages on devices show as swapped out in `/proc/self/pagemap`: it was asked for, and pages
+    /// are moved (Linux 6.8), not copied. In private mappings of files they do not.
     pub fn leaves_markers(&self) -> bool {
         self.mover.leaves_markers()
     }

@@ -30,6 +30,8 @@ fn what_is_protected_to_be_taken_is_no_marker(world: &World) {
         let touched = memory.part(pages(100), pages(3));
         memory.fill_part(touched, 5);
         memory.arm(&process);
+        // Such memory does not move: it is copied where it is.
+        protect(&memory, libc::PROT_READ);
         for _ in 0..2 {
             let mut block = process.lock_block(memory.span()).unwrap();
             let collected = block.collect(memory.span(), OWNER, &mut |_, _| false);
@@ -38,6 +40,7 @@ fn what_is_protected_to_be_taken_is_no_marker(world: &World) {
             assert_eq!(count(collected.sources(), |it| is_page(*it)), 3);
             assert_eq!(count(collected.sources(), |it| *it == Source::Hole), 509);
         }
+        protect(&memory, libc::PROT_READ | libc::PROT_WRITE);
         memory.check_part(touched, 5);
         common::memory::check_zero(memory.part(ByteSize::ZERO, pages(100)));
         memory.disarm(&process);
@@ -46,4 +49,12 @@ fn what_is_protected_to_be_taken_is_no_marker(world: &World) {
         eprintln!("skipped: pages cannot be marked here");
     }
     process.stop();
+}
+
+fn protect(memory: &Memory, access: i32) {
+    let span = memory.span();
+    let at = std::ptr::with_exposed_provenance_mut(ByteSize::new(span.start().get()).as_usize());
+    // SAFETY: permissions of the test's own memory, which nobody refers to.
+    let done = unsafe { libc::mprotect(at, span.len().as_usize(), access) };
+    assert_eq!(done, 0);
 }

@@ -164,7 +164,8 @@ fn means(rung: Rung, staging: &Staging, markers: bool) -> Result<Means, StartErr
         | Features::EVENT_REMAP
         | Features::EVENT_REMOVE
         | Features::EVENT_UNMAP;
-    let wanted = match markers {
+    // Not where pages are taken in place: there a protection must leave holes as they are.
+    let wanted = match markers && moves {
         true => wanted | Features::WP_UNPOPULATED,
         false => wanted,
     };
