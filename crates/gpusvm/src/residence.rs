@@ -11,10 +11,10 @@
 
 use crate::{Access, DeviceVm, Error, Protection, Svm};
 use gpusvm_device::FaultError;
-use gpusvm_mm::{AddressSpace, Mirror, Seen};
+use gpusvm_mm::{AddressSpace, DeviceRun, Mirror, Seen};
 use gpusvm_mm_linux::{FaultInError, PageLook, RamPage, Wait};
 use gpusvm_pagemap::{Cause, migrate_back};
-use gpusvm_types::{ByteSize, PageIndex, Span, VirtAddr};
+use gpusvm_types::{BLOCK_SIZE, ByteSize, PageCount, PageIndex, Span, VirtAddr};
 
 /// A page, as it was when somebody looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,9 @@ pub struct PageState {
     pub mapped: Option<Access>,
     /// Whether the device has it for itself: [`DeviceVm::make_exclusive`].
     pub exclusive: bool,
+    /// Of a page on a device: the 2 MiB around it are there in one piece, which one entry of a page table
+    /// maps. A page of RAM says for itself ([`RamPage::huge`]).
+    pub huge_on_device: bool,
 }
 
 /// Where a page is.
@@ -75,29 +78,31 @@ impl DeviceVm {
         let span = covering(pointer, len)?;
         self.process.settle_events();
         let looks = self.process.page_looks(span)?;
-        let mut seen = vec![Seen::Absent; looks.len()];
-        self.process.snapshot(span, &mut seen)?;
+        let seen = self.process.seen_elsewhere(span)?;
+        let huge = self.huge_on_device(span, &seen)?;
         let mapped = self.vm.mapped(span);
         let pagemap = self.vm.region().pagemap();
         let looks = looks.into_iter().zip(seen);
-        let pages = span.pages().zip(looks.zip(mapped));
-        let state =
-            |(page, ((look, seen), mapped)): (PageIndex, ((PageLook, Seen), Option<Access>))| {
-                let place = match (seen, look.ram) {
-                    (Seen::Device(page), _) => self.place_of(page),
-                    (Seen::Moving, _) => PagePlace::Moving,
-                    (_, Some(page)) => PagePlace::Ram(page),
-                    (Seen::System | Seen::Unmapped | Seen::Absent, None) => PagePlace::Nowhere,
-                };
-                let is_to_be_made = (place == PagePlace::Nowhere || look.swapped)
-                    && matches!(self.process.mirrored(page.start()), Mirror::Gap(_));
-                PageState {
-                    protection: look.protection,
-                    place,
-                    mapped: mapped.filter(|_| !is_to_be_made),
-                    exclusive: matches!(seen, Seen::Device(page) if pagemap.is_exclusive(page)),
-                }
+        let pages = span.pages().zip(looks.zip(mapped.into_iter().zip(huge)));
+        type Known = ((PageLook, Seen), (Option<Access>, bool));
+        let state = |(page, ((look, seen), (mapped, huge_on_device))): (PageIndex, Known)| {
+            let place = match (seen, look.ram) {
+                _ if look.protection.is_none() => PagePlace::Nowhere,
+                (Seen::Device(page), _) => self.place_of(page),
+                (Seen::Moving, _) => PagePlace::Moving,
+                (_, Some(page)) => PagePlace::Ram(page),
+                (Seen::System | Seen::Unmapped | Seen::Absent, None) => PagePlace::Nowhere,
             };
+            let is_to_be_made = (place == PagePlace::Nowhere || look.swapped)
+                && matches!(self.process.mirrored(page.start()), Mirror::Gap(_));
+            PageState {
+                protection: look.protection,
+                place,
+                mapped: mapped.filter(|_| !is_to_be_made),
+                exclusive: matches!(seen, Seen::Device(page) if pagemap.is_exclusive(page)),
+                huge_on_device,
+            }
+        };
         Ok(pages.map(state).collect())
     }
 
@@ -192,6 +197,25 @@ impl DeviceVm {
         Ok(came.get())
     }
 
+    /// Which pages of `span`, of which `seen` tells, are of a block that is in one piece on a device.
+    fn huge_on_device(&self, span: Span, seen: &[Seen]) -> Result<Vec<bool>, Error> {
+        let mut huge = vec![false; seen.len()];
+        for piece in span.blocks() {
+            let first = span.index_of(piece.first_page());
+            if !matches!(seen[first], Seen::Device(_)) {
+                continue;
+            }
+            let block = Span::block_of(piece.start());
+            let pages = first..first + piece.page_count().as_usize();
+            let is_huge = match piece == block {
+                true => is_one_piece(&seen[pages.clone()]),
+                false => is_one_piece(&self.process.seen_elsewhere(block)?),
+            };
+            huge[pages].fill(is_huge);
+        }
+        Ok(huge)
+    }
+
     fn place_of(&self, page: gpusvm_mm::DevicePage) -> PagePlace {
         let pagemaps = self.vm.region().devices().pagemaps();
         let number = pagemaps
@@ -243,6 +267,24 @@ impl Svm {
         let pages = region.pagemap().pages_in_use();
         Ok((pages.get(), region.used().bytes()))
     }
+}
+
+/// Whether all pages of a block are on one device, one after the other, and begin as a large entry of a page
+/// table does.
+fn is_one_piece(block: &[Seen]) -> bool {
+    let Some(&Seen::Device(first)) = block.first() else {
+        return false;
+    };
+    let run = |count| DeviceRun {
+        first,
+        count: PageCount::from_usize(count),
+    };
+    let follows = |(n, seen): (usize, &Seen)| match *seen {
+        Seen::Device(page) => n == 0 || run(n).continues_with(page),
+        _ => false,
+    };
+    first.pfn.dev_addr().get().is_multiple_of(BLOCK_SIZE.get())
+        && block.iter().enumerate().all(follows)
 }
 
 pub(crate) fn covering<T>(pointer: *const T, len: ByteSize) -> Result<Span, Error> {

@@ -32,6 +32,7 @@ pub struct Builder {
     policy: Option<Arc<dyn Policy>>,
     cpu_fault_window: Option<ByteSize>,
     scrub: bool,
+    markers: bool,
 }
 
 impl Builder {
@@ -73,6 +74,18 @@ impl Builder {
         self
     }
 
+    /// Whether `/proc/self/pagemap` is to tell pages on devices from pages that nobody has touched: they show
+    /// there as swapped out and not present, as the kernel shows pages of device memory. For who reads that
+    /// file, or checkpoints by it. [`Svm::shows_in_pagemap`] says whether it is so.
+    ///
+    /// It is off unless it is asked for, because it costs: to mark a block and to take the marks off again is
+    /// two system calls, a page table and 512 entries, and where there is a page table a huge page arrives
+    /// in small pages.
+    pub fn show_in_pagemap(mut self, show: bool) -> Self {
+        self.markers = show;
+        self
+    }
+
     /// Builds the engine.
     ///
     /// # Errors
@@ -92,7 +105,10 @@ impl Builder {
                 advice: best_rung.advice(),
             });
         }
-        let process = Process::start(Options { rung: self.rung })?;
+        let process = Process::start(Options {
+            rung: self.rung,
+            markers: self.markers,
+        })?;
         let mut svm = Svm {
             process,
             nodes: Vec::new(),
@@ -133,6 +149,13 @@ impl Svm {
     /// The rung of the capability ladder that it stands on.
     pub fn rung(&self) -> Rung {
         self.process.rung()
+    }
+
+    /// Whether pages on devices show as swapped out in `/proc/self/pagemap`: it was
+    /// [asked for](Builder::show_in_pagemap), and the system can, which takes Linux 6.8, and userfaultfd on a rung
+    /// that moves pages. Private mappings of files are not shown so.
+    pub fn shows_in_pagemap(&self) -> bool {
+        self.process.leaves_markers()
     }
 
     /// One line for people when it is not the best rung there is: which, and how to get a better one.

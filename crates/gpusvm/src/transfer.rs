@@ -3,10 +3,10 @@
 //! One lane does it, page by page, so that what is done is done in order. It keeps a page at a time on
 //! its stack: what a unit writes to while it is in flight must not be memory that could fault.
 
-use crate::{DeviceVm, Error, Grid};
+use crate::{DeviceVm, Error, Grid, Launch};
 use gpusvm_softgpu::{Lane, LaneError, SvmPtr};
 use gpusvm_sync::{Arc, Mutex};
-use gpusvm_types::{PAGE_SIZE, VirtAddr};
+use gpusvm_types::{ByteSize, PAGE_SIZE, VirtAddr};
 
 /// What a lane moves at a time.
 const PIECE: usize = 4096;
@@ -28,15 +28,46 @@ impl DeviceVm {
         reason = "a promise to the caller that only the caller can keep"
     )]
     pub unsafe fn read(&self, from: *const u8, into: &mut [u8]) -> Result<(), Error> {
-        let (len, at) = (into.len(), VirtAddr::from(from));
-        let bytes = Arc::new(Mutex::new(Vec::with_capacity(len)));
+        let mut bytes = Vec::new();
+        // SAFETY: as the caller promises.
+        unsafe { self.read_behind(from, ByteSize::from_usize(into.len()), &mut bytes) }?;
+        into.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    /// As [`DeviceVm::read`], `len` bytes, which come behind those that are in `into`: a copy less.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeviceVm::read`]: then `into` has what it had before.
+    ///
+    /// # Safety
+    ///
+    /// As [`DeviceVm::read`].
+    #[expect(
+        unsafe_code,
+        reason = "a promise to the caller that only the caller can keep"
+    )]
+    pub unsafe fn read_behind(
+        &self,
+        from: *const u8,
+        len: ByteSize,
+        into: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let (len, before) = (len.as_usize(), into.len());
+        into.reserve_exact(len);
+        let at = VirtAddr::from(from);
+        let bytes = Arc::new(Mutex::new(core::mem::take(into)));
         let filled = Arc::clone(&bytes);
         let kernel = move |lane: &mut Lane<'_>| load(lane, at, (len, &filled));
         // SAFETY: as the caller promises.
-        let launch = unsafe { self.launch(Grid::new(1), kernel) }?;
-        launch.wait()?;
-        into.copy_from_slice(&bytes.lock());
-        Ok(())
+        let launch = unsafe { self.launch(Grid::new(1), kernel) };
+        let read = launch.and_then(Launch::wait);
+        *into = core::mem::take(&mut *bytes.lock());
+        if read.is_err() {
+            into.truncate(before);
+        }
+        read.map(drop)
     }
 
     /// The device writes `bytes` to `to`, from the first to the last. It faults like any lane where nothing is

@@ -110,10 +110,16 @@ impl Command {
 
     /// So many bytes, all zero.
     pub(crate) fn room(len: u64) -> Result<Vec<u8>, i32> {
+        let mut room = Self::empty_room(len)?;
+        room.resize(usize::try_from(len).map_err(|_| libc::ENOMEM)?, 0);
+        Ok(room)
+    }
+
+    /// Room for so many bytes, and none in it.
+    pub(crate) fn empty_room(len: u64) -> Result<Vec<u8>, i32> {
         let len = usize::try_from(len).map_err(|_| libc::ENOMEM)?;
         let mut room = Vec::new();
         room.try_reserve_exact(len).map_err(|_| libc::ENOMEM)?;
-        room.resize(len, 0);
         Ok(room)
     }
 }

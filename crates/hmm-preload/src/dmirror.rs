@@ -25,7 +25,9 @@ use libc::{EBUSY, EFAULT, EINVAL, ENOENT, EPERM};
 /// So many fault rounds that are for nothing are a livelock: the kernel gives up after a second.
 const MOST_ROUNDS: u64 = 1000;
 /// What the device copies at a time.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 16 << 20;
+/// What it reads back at a time.
+const WINDOW: usize = 4 << 20;
 
 /// Runs the command at `argument`. An error leaves it as it was.
 pub(crate) fn run(file: &File, request: c_ulong, argument: *mut c_void) -> Result<(), i32> {
@@ -68,9 +70,9 @@ fn obey(file: &File, kind: Kind, command: &mut Command) -> Result<(), i32> {
 type Fault = fn(&DeviceVm, *const u8, ByteSize, Access) -> Result<(), Error>;
 
 fn read(file: &File, command: &mut Command, fault: Fault) -> Result<(), i32> {
-    let mut data = Command::room(command.len().get())?;
+    let mut data = Command::empty_room(command.len().get())?;
     each_mapped(file, command, (Access::Read, fault), |at, from, to| {
-        load(file, at, &mut data[from..to])
+        load(file, at, to - from, &mut data)
     })?;
     command::give(command.data(), &data)?;
     command.cpages = command.npages;
@@ -129,10 +131,12 @@ fn each_mapped(
     Ok(())
 }
 
-fn load(file: &File, at: *mut u8, into: &mut [u8]) -> Result<(), i32> {
-    for (n, piece) in into.chunks_mut(PIECE).enumerate() {
+/// What is there comes behind what is in `data`.
+fn load(file: &File, at: *mut u8, len: usize, data: &mut Vec<u8>) -> Result<(), i32> {
+    for done in (0..len).step_by(PIECE) {
+        let piece = ByteSize::from_usize(PIECE.min(len - done));
         // SAFETY: the program has the device read that memory, and vouches for it.
-        unsafe { file.vm.read(at.wrapping_add(n * PIECE), piece) }.map_err(errno)?;
+        unsafe { file.vm.read_behind(at.wrapping_add(done), piece, data) }.map_err(errno)?;
     }
     Ok(())
 }
@@ -180,13 +184,18 @@ fn exclusive(file: &File, command: &mut Command) -> Result<(), i32> {
     read_back(file, command)
 }
 
-/// Maps all of it, and gives the program what the device reads there.
+/// Maps all of it, and gives the program what the device reads there, window by window: while it is in the cache.
 fn read_back(file: &File, command: &mut Command) -> Result<(), i32> {
     let populated = file.vm.populate(command.at(), command.len(), Access::Read);
     populated.map_err(errno)?;
-    let mut data = Command::room(command.len().get())?;
-    load(file, command.at(), &mut data)?;
-    command::give(command.data(), &data)?;
+    let total = command.len().as_usize();
+    let mut data = Command::empty_room(ByteSize::from_usize(total.min(WINDOW)).get())?;
+    for done in (0..total).step_by(WINDOW) {
+        data.clear();
+        let at = command.at().wrapping_add(done);
+        load(file, at, WINDOW.min(total - done), &mut data)?;
+        command::give(command.data().wrapping_add(done), &data)?;
+    }
     command.cpages = command.npages;
     Ok(())
 }

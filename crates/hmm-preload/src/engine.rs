@@ -37,6 +37,8 @@ impl Engine {
     pub(crate) fn start() -> Result<Self, Error> {
         let before = descriptor::closed_by_exec();
         let mut builder = Svm::builder().policy(Arc::new(OnCommand));
+        // As the kernel shows pages of a device.
+        builder = builder.show_in_pagemap(shows_in_pagemap());
         for _ in 0..DEVICES {
             // One unit, since a command has one lane. Its atomics take pages to itself, as exclusive access does.
             let gpu = SoftGpu::builder().vram(MEMORY).units(1);
@@ -87,4 +89,9 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Unless the environment says otherwise: it costs, and some do without.
+fn shows_in_pagemap() -> bool {
+    std::env::var_os("GPUSVM_HMM_PAGEMAP").is_none_or(|value| value != "0")
 }

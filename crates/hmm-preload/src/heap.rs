@@ -25,6 +25,9 @@ use dlmalloc::Dlmalloc;
 /// How much address space: what is not used takes up none of the machine's memory.
 const RESERVED: usize = 16 << 30;
 const PAGE: usize = 4096;
+/// So much keeps its pages when it is given back: commands, one after the other, need about as much each. What is
+/// above comes in huge pages, where the system has them.
+const KEPT: usize = 64 << 20;
 /// Failure, and nothing.
 const NULL: *mut u8 = core::ptr::null_mut();
 
@@ -142,14 +145,17 @@ impl Reserved {
         }
         // SAFETY: advice on memory of our own. A dump of the program need not have it.
         unsafe { libc::madvise(start, RESERVED, libc::MADV_DONTDUMP) };
+        let large = start.wrapping_byte_add(KEPT);
+        // SAFETY: as above. A system that has none refuses.
+        unsafe { libc::madvise(large, RESERVED - KEPT, libc::MADV_HUGEPAGE) };
         self.start.store(start.cast(), Ordering::Relaxed);
         start.cast()
     }
 
-    /// Gives back what is above `new`, if `end` is the top.
+    /// Gives back what is above `new`, if `end` is the top, and there is much of it.
     fn lower(&self, at: *mut u8, end: usize, new: usize) -> bool {
         let offset = at.addr() - self.start.load(Ordering::Relaxed).addr();
-        if self.top.load(Ordering::Relaxed) != offset + end {
+        if self.top.load(Ordering::Relaxed) != offset + end || offset + end <= KEPT {
             return false;
         }
         let gone = at.wrapping_add(new).cast();

@@ -35,6 +35,10 @@
 //!   then, and a device that was closed ends when any is opened or closed.
 //! - The engine has descriptors in the process. To the program's `close` they are not there, and `dup2` to the
 //!   number of one is refused with `EBUSY`.
+//! - What a device reads back at the end of `MIGRATE_TO_DEV` and `EXCLUSIVE` is given to the program as it is read:
+//!   when memory is unmapped meanwhile, the command fails, and some of it was given.
+//! - Where the environment has `GPUSVM_HMM_PAGEMAP=0`, pages on devices do not show as swapped out in
+//!   `/proc/self/pagemap`, which costs less.
 
 mod interpose; // calls of the program
 mod next; // who was to be called

@@ -33,7 +33,10 @@ pub(crate) fn byte(state: &PageState, device: usize) -> u8 {
         }
         // It is not mapped then, for whoever does not fault.
         PagePlace::Device(_) if state.exclusive => NONE,
-        PagePlace::Device(at) if at == device => LOCAL | allows(writable),
+        PagePlace::Device(at) if at == device => {
+            let size = if state.huge_on_device { PMD } else { 0 };
+            LOCAL | size | allows(writable)
+        }
         // The kernel has no page there for anybody but the device that has it.
         _ => NONE,
     }

@@ -60,7 +60,11 @@ struct Times {
 fn main() {
     let number = std::env::args().nth(1).and_then(|arg| arg.parse().ok());
     let rung = number.and_then(Rung::from_number);
-    let process = Process::start(Options { rung }).expect("an engine");
+    let process = Process::start(Options {
+        rung,
+        ..Options::default()
+    })
+    .expect("an engine");
     println!("{}", process.rung());
     let pages = PageCount::new(3 * BLOCKS * PAGES_PER_BLOCK as u64);
     let device = FakeDevice::new(pages);

@@ -234,6 +234,7 @@ impl<'a> BlockGuard<'a> {
                 freed.push(device);
             }
         }
+        self.take_markers(span);
     }
 
     /// Brings every device page of `span` home. Says what kept it, if anything did.

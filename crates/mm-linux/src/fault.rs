@@ -59,6 +59,11 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
         return is_engine && serve_unknown(process, arrival) == Some(Urgency::Done);
     };
     let block = part.region.block(arrival.at);
+    if arrival.protected && block.is_breaker(tid) {
+        // Whoever holds the block writes it, to have it for the process alone: its protection was to be gone.
+        process.mover.release_at_once(page);
+        return true;
+    }
     if arrival.protected {
         // Somebody who holds the block protected it, or is about to copy it; or it is read in copies.
         return block.note_fault();
@@ -294,6 +299,72 @@ pub(crate) fn give_up(process: &Process, at: VirtAddr, reason: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::Options;
+    use crate::sys::probe::{Capabilities, Rung};
+    use crate::sys::testing::started;
+    use gpusvm_mm::{Outbound, Source};
+    use gpusvm_types::{BLOCK_SIZE, OwnerId};
+
+    /// Story: whoever took pages out broke their sharing by a write, which was caught, since an unprotection
+    /// had been cut short, and was to go on when the block was free: its own.
+    #[test]
+    fn who_breaks_the_sharing_of_a_protected_page_does_not_wait_for_itself() {
+        if Capabilities::probe().carries(Rung::Move).is_err() {
+            return;
+        }
+        let rung = Some(Rung::Move);
+        let process = Process::start(Options {
+            rung,
+            ..Options::default()
+        })
+        .unwrap();
+        let memory = process.allocate(BLOCK_SIZE).unwrap();
+        let token = process.arm(memory).unwrap();
+        let pointer = |page: PageIndex| {
+            let at = ByteSize::new(page.start().get()).as_usize();
+            std::ptr::with_exposed_provenance_mut::<u8>(at)
+        };
+        let pages = Span::from_len(memory.start(), ByteSize::kib(64)).unwrap();
+        // SAFETY: memory of our own.
+        pages
+            .pages()
+            .for_each(|page| unsafe { pointer(page).write_volatile(5) });
+        let mut sources = [Source::Hole; 16];
+        process.mover.protect(pages, &mut sources).unwrap();
+        // SAFETY: the child sleeps until it is killed.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: as above.
+            unsafe { libc::pause() };
+        }
+        let taking = Arc::clone(&process);
+        let taken = started(move || {
+            let mut block = taking.lock_block(pages).unwrap();
+            let collected = block.collect(pages, OwnerId(1), &mut |_, _| false);
+            let sources = collected.unwrap();
+            sources
+                .sources()
+                .iter()
+                .filter(|source| source.is_collected())
+                .count()
+        });
+        let taken = taken.recv_timeout(Duration::from_secs(20));
+        // SAFETY: our own child, which is waited for.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, std::ptr::null_mut(), 0);
+        }
+        assert_eq!(taken, Ok(16), "it waits for itself");
+        // SAFETY: memory of our own.
+        assert!(
+            pages
+                .pages()
+                .all(|page| unsafe { pointer(page).read_volatile() } == 5)
+        );
+        process.disarm(memory, token);
+        process.free(memory);
+        process.stop();
+    }
 
     #[test]
     fn a_block_that_is_never_free_nor_locked_is_looked_at_so_often() {

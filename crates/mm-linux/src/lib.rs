@@ -58,6 +58,7 @@ mod outbound; // RAM to device, step by step
 mod discard; // dropping what lives elsewhere, and whose removals are told
 mod inbound; // device to RAM, step by step
 mod protect; // pages that are read in copies
+mod markers; // of pages that are elsewhere, for who reads the page table
 mod patience; // how long to wait for events
 mod staging; // where pages are between homes
 mod mover; // how pages are taken out and put back, by rung

@@ -394,9 +394,10 @@ impl Outbound for LinuxOutbound<'_> {
         }
         drop(freed);
         self.settle_in_place();
-        state
-            .left_huge
-            .store(self.content == Content::Huge, Ordering::Relaxed);
+        self.block.leave_markers(self.span);
+        // Where marks are, no huge page arrives as one.
+        let left_huge = self.content == Content::Huge && !process.leaves_markers();
+        state.left_huge.store(left_huge, Ordering::Relaxed);
         self.settled = true;
     }
 }

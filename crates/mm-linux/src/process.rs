@@ -318,9 +318,11 @@ impl Process {
         self.pages.scan(span, out)
     }
 
-    /// Whether the page has something in RAM, as the kernel sees it.
+    /// Whether the page has something in RAM, as the kernel sees it. A mark of ours is nothing.
     pub(crate) fn is_in_ram(&self, page: PageIndex) -> bool {
-        !self.pages.is_absent(Span::page_of(page.start()))
+        let page = Span::page_of(page.start());
+        let is_marked = || self.leaves_markers() && self.pages.is_marker(page);
+        !self.pages.is_absent(page) && !is_marked()
     }
 
     fn thread(&self, thread: JoinHandle<()>) {

@@ -108,6 +108,7 @@ fn nothing_is_adopted_without_events(world: &World) {
 fn memory_of_another_userfaultfd_is_taken(world: &World) {
     let options = gpusvm_mm_linux::Options {
         rung: Some(world.rung),
+        ..gpusvm_mm_linux::Options::default()
     };
     let other = gpusvm_mm_linux::Process::start(options).unwrap();
     let span = memory::map(ByteSize::mib(4));

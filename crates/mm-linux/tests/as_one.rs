@@ -255,6 +255,7 @@ fn what_came_where_a_part_went_unheard_is_not_registered(world: &World) {
 fn memory_of_another_userfaultfd_is_taken(world: &World) {
     let options = gpusvm_mm_linux::Options {
         rung: Some(world.rung),
+        ..gpusvm_mm_linux::Options::default()
     };
     let other = gpusvm_mm_linux::Process::start(options).unwrap();
     let span = memory::map(ByteSize::new(BLOCK_SIZE.get() * BLOCKS));

@@ -368,7 +368,11 @@ fn what_is_inherited_ends_in_a_child(world: &World) {
 fn what_had_ended_before_the_fork_goes_in_a_child(world: &World) {
     let rung = world.rung;
     world.process.stop();
-    let ended = Process::start(Options { rung: Some(rung) }).unwrap();
+    let ended = Process::start(Options {
+        rung: Some(rung),
+        ..Options::default()
+    })
+    .unwrap();
     let slice = Allocation::<u64>::new(&ended, 1 << 20).unwrap();
     ended.stop();
     let child = forked_to_work(|| {

@@ -48,7 +48,10 @@ fn round_trip(rung: Rung) {
 }
 
 fn is_refused(rung: Rung) {
-    let refused = Process::start(Options { rung: Some(rung) });
+    let refused = Process::start(Options {
+        rung: Some(rung),
+        ..Options::default()
+    });
     assert!(
         matches!(refused, Err(StartError::NoRung { .. })),
         "{rung:?}"
@@ -144,10 +147,21 @@ fn system_calls_fail_on_pages_that_are_away(rung: Rung) {
 #[test]
 fn one_engine_at_a_time_on_the_last_rung() {
     let rung = Some(Rung::Signals);
-    let first = Process::start(Options { rung }).unwrap();
-    let second = Process::start(Options { rung });
+    let first = Process::start(Options {
+        rung,
+        ..Options::default()
+    })
+    .unwrap();
+    let second = Process::start(Options {
+        rung,
+        ..Options::default()
+    });
     assert!(matches!(second, Err(StartError::SignalsTaken)));
     first.stop();
-    let third = Process::start(Options { rung }).unwrap();
+    let third = Process::start(Options {
+        rung,
+        ..Options::default()
+    })
+    .unwrap();
     third.stop();
 }

@@ -202,8 +202,9 @@ impl Policy for Copies {
     }
 }
 
-/// An engine on a rung, or `None` if the rung is not to be had here.
-fn engine(rung: Rung) -> Option<Svm> {
+/// An engine on a rung, or `None` if the rung is not to be had here. Every other seed has pages marked that are on
+/// devices.
+fn engine(rung: Rung, seed: u64) -> Option<Svm> {
     let gpu = || SoftGpu::builder().vram(VRAM).units(2).build().unwrap();
     let builder = Svm::builder().device(gpu()).device(gpu());
     let policy = MigrateOnTouch::default();
@@ -211,6 +212,7 @@ fn engine(rung: Rung) -> Option<Svm> {
         true => builder.policy(Arc::new(policy)),
         false => builder.policy(Arc::new(Copies(policy))),
     };
+    let builder = builder.show_in_pagemap(seed % 2 == 1);
     match builder.rung(Some(rung)).build() {
         Ok(svm) => Some(svm),
         Err(Error::Start(error)) => {
@@ -223,7 +225,7 @@ fn engine(rung: Rung) -> Option<Svm> {
 
 /// A storm of so long. What happened, if there is such a rung.
 fn rage(rung: Rung, time: Duration, seed: u64) -> Option<(String, Stats)> {
-    let svm = engine(rung)?;
+    let svm = engine(rung, seed)?;
     let storm = Arc::new(Storm {
         svm,
         devices: 2,

@@ -15,6 +15,8 @@ pub(crate) const TO_DEV: u64 = 2;
 pub(crate) const SNAPSHOT: u64 = 4;
 /// What a snapshot says of a page on this device that may be written.
 pub(crate) const LOCAL: u8 = 0x22;
+/// That it is part of a huge one.
+const PMD: u8 = 4;
 
 /// The five words of a command.
 #[derive(Clone, Copy, Debug, Default)]
@@ -145,7 +147,7 @@ impl Area {
     pub(crate) fn is_local(self, fd: i32) -> bool {
         let mut data = vec![0; self.pages];
         self.run(fd, SNAPSHOT, &mut data).unwrap();
-        data.iter().all(|seen| *seen == LOCAL)
+        data.iter().all(|seen| seen & !PMD == LOCAL)
     }
 
     /// Runs a command, and says what came of it, or the error number.

@@ -109,6 +109,17 @@ pub(crate) trait Mover: Send + Sync + core::fmt::Debug {
     /// Whether it was missing, or it is too early to tell. `None` when the file has none there.
     fn fill_from_file(&self, page: Span, protected: bool) -> Option<bool>;
 
+    /// Whether pages that live elsewhere are marked where they were.
+    fn leaves_markers(&self) -> bool {
+        false
+    }
+
+    /// Marks the pages of `run`, of which none is here, or takes the marks off. `AGAIN`: events must be read
+    /// first.
+    fn mark(&self, _run: Span, _on: bool) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// Who waits for a page of `span` tries again.
     fn wake(&self, span: Span);
 

@@ -7,6 +7,7 @@
 
 mod out; // how they leave
 mod again; // and who says that it is too early
+mod marks; // what shows where they were
 
 use super::{Filled, Mover, Taken, slot_run};
 use crate::region::{Behind, BlockState};
@@ -20,10 +21,6 @@ use gpusvm_types::{BLOCK_SIZE, ByteSize, PAGE_SIZE, PageCount, Span, VirtAddr};
 use out::Errand;
 use rustix::io::Errno;
 use rustix::mm::MprotectFlags;
-
-/// A page of zeroes.
-#[repr(align(4096))]
-struct Zeroes([u8; PAGE_SIZE.as_usize()]);
 
 /// Pages by userfaultfd.
 #[derive(Debug)]
@@ -172,6 +169,7 @@ impl Mover for UffdMover {
 
     fn protect(&self, run: Span, sources: &mut [Source]) -> Result<(), Errno> {
         self.write_protect(run, true)?;
+        self.unmark_holes(run)?;
         // What was dropped since is missing, and a touch of it is caught as one.
         sources.fill(Source::Hole);
         self.note_holes(run, sources).map(drop)
@@ -218,7 +216,15 @@ impl Mover for UffdMover {
         if !self.moves_in(run.len()) {
             return self.fill_copy(run, slot);
         }
-        let moved = self.put_back(run, slot);
+        // Copies come where marks are; what moves does not.
+        let moved = match self.mark(run, false) {
+            Ok(()) => self.put_back(run, slot),
+            Err(errno) => Filled {
+                done: ByteSize::ZERO,
+                moved: false,
+                errno: Some(errno),
+            },
+        };
         // Read-only or locked: such memory takes copies only.
         if moved.errno == Some(Errno::INVAL) && moved.done.is_zero() {
             self.fill_copy(run, slot)
@@ -264,6 +270,9 @@ impl Mover for UffdMover {
                 filled = self.program.zeropage(Span::page_of(left.start()), false);
             }
             any |= !filled.done.is_zero();
+            if filled.errno == Some(Errno::EXIST) && filled.done.is_zero() {
+                any |= self.zero_fill_marked(Span::page_of(left.start()));
+            }
             let stopped_early = filled.errno == Some(Errno::AGAIN) && filled.done.is_zero();
             if stopped_early {
                 // An event must be read first, maybe by this very thread.
@@ -282,17 +291,7 @@ impl Mover for UffdMover {
     }
 
     fn zero_fill_protected(&self, page: Span) {
-        static ZEROES: Zeroes = Zeroes([0; PAGE_SIZE.as_usize()]);
-        let flags = CopyFlags {
-            dont_wake: false,
-            wp: true,
-        };
-        let from = VirtAddr::new(ZEROES.0.as_ptr().addr() as u64);
-        // SAFETY: the page is missing, and zero; should it be there, nothing happens.
-        let filled = again(HASTY, |_| unsafe {
-            self.program.copy(page.start(), from, page.len(), flags)
-        });
-        if filled.errno.is_some() {
+        if self.copy_zeroes(page, true).errno.is_some() {
             self.wake(page);
         }
     }
@@ -309,6 +308,14 @@ impl Mover for UffdMover {
         }
     }
 
+    fn leaves_markers(&self) -> bool {
+        self.has_markers()
+    }
+
+    fn mark(&self, run: Span, on: bool) -> Result<(), Errno> {
+        self.set_markers(run, on)
+    }
+
     fn wake(&self, span: Span) {
         // Fails when it was unmapped meanwhile: then the kernel wakes them.
         let _ = self.program.wake(span);
@@ -316,6 +323,8 @@ impl Mover for UffdMover {
 
     fn poison(&self, page: Span) {
         if self.program.features().contains(Features::POISON) {
+            // Where a mark is, no other comes.
+            let _ = self.mark(page, false);
             let poison = |_| self.program.poison(page, false);
             let _ = again(PATIENT, poison);
         } else {

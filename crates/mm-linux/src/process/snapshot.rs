@@ -47,6 +47,21 @@ impl Process {
         Ok(())
     }
 
+    /// Which pages of `span` live on devices, or are on the move: what words tell. Everything else is
+    /// [`Seen::Absent`] here, or [`Seen::Unmapped`]: for who has looked at the page table already.
+    ///
+    /// # Errors
+    ///
+    /// `Gone`.
+    pub fn seen_elsewhere(&self, span: Span) -> Result<Vec<Seen>, MmError> {
+        if self.is_gone() {
+            return Err(MmError::Gone);
+        }
+        let mut seen = vec![Seen::Absent; span.page_count().as_usize()];
+        see_words(&self.regions.parts_in(span), span, &mut seen);
+        Ok(seen)
+    }
+
     /// What is mapped has no page, as far as is known now.
     fn see_mappings(&self, span: Span, seen: &mut [Seen]) -> Result<(), MmError> {
         let mut rest = Some(span);

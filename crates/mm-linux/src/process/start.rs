@@ -31,6 +31,9 @@ use std::time::Instant;
 pub struct Options {
     /// The rung to stand on; the best that there is if none is named.
     pub rung: Option<Rung>,
+    /// Whether pages on devices are to be marked in the program's page table: see
+    /// [`Process::leaves_markers`].
+    pub markers: bool,
 }
 
 /// Why there is no engine.
@@ -87,7 +90,7 @@ impl Process {
         let staging = Staging::new(Thp::read(), forked);
         let staging = staging.map_err(system("reserving the staging pool"))?;
         let room = Room::reserve().map_err(system("reserving address space"))?;
-        let (mover, source) = means(rung, &staging)?;
+        let (mover, source) = means(rung, &staging, options.markers)?;
         #[expect(clippy::disallowed_methods, reason = "this is where the clock enters")]
         let began = Instant::now();
         let process = Arc::new(Self {
@@ -146,7 +149,7 @@ impl Process {
     }
 }
 
-fn means(rung: Rung, staging: &Staging) -> Result<Means, StartError> {
+fn means(rung: Rung, staging: &Staging, markers: bool) -> Result<Means, StartError> {
     let (flavour, moves) = match rung {
         Rung::Move => (Flavour::Full, true),
         Rung::Copy => (Flavour::Full, false),
@@ -164,6 +167,11 @@ fn means(rung: Rung, staging: &Staging) -> Result<Means, StartError> {
         | Features::EVENT_REMAP
         | Features::EVENT_REMOVE
         | Features::EVENT_UNMAP;
+    // Not where pages are taken in place: there a protection must leave holes as they are.
+    let wanted = match markers && moves {
+        true => wanted | Features::WP_UNPOPULATED,
+        false => wanted,
+    };
     let program = Arc::new(Uffd::open(flavour, wanted | Features::MOVE)?);
     let moves = moves && program.features().contains(Features::MOVE);
     let staging_uffd = if moves {

@@ -36,6 +36,8 @@ impl Categories {
     pub(crate) const HUGE: Self = Self(raw::PAGE_IS_HUGE as u64);
     /// Of a file, or shared memory.
     pub(crate) const FILE: Self = Self(raw::PAGE_IS_FILE as u64);
+    /// Not write-protected by userfaultfd.
+    const WRITTEN: Self = Self(raw::PAGE_IS_WRITTEN as u64);
 
     const KIND: Self = Self(Self::ZERO.0 | Self::HUGE.0 | Self::FILE.0);
     const THERE: Self = Self(Self::PRESENT.0 | Self::SWAPPED.0);
@@ -74,6 +76,13 @@ impl Region {
         end: VirtAddr::new(0),
         categories: Categories(0),
     };
+}
+
+/// Which pages a scan tells of, of those that are there: these categories hold, and those do not.
+#[derive(Clone, Copy, Debug, Default)]
+struct Only {
+    set: Categories,
+    clear: Categories,
 }
 
 /// What a scan found.
@@ -138,6 +147,29 @@ impl PageMap {
             .is_ok_and(|scanned| scanned.regions == 0)
     }
 
+    /// Whether nothing is at a page but a write-protect marker; a page that was swapped out while it was
+    /// write-protected looks the same.
+    pub(crate) fn is_marker(&self, page: Span) -> bool {
+        let only = Only {
+            set: Categories::SWAPPED,
+            clear: Categories(Categories::PRESENT.0 | Categories::WRITTEN.0),
+        };
+        match self.scan_only(page, only, &mut [Region::EMPTY]) {
+            Err(Errno::NOTTY) => self.has_marker_entry(page),
+            scanned => scanned.is_ok_and(|scanned| scanned.regions == 1),
+        }
+    }
+
+    /// As `is_marker`, without `PAGEMAP_SCAN`.
+    fn has_marker_entry(&self, page: Span) -> bool {
+        /// Present, swapped, write-protected by userfaultfd.
+        const BITS: u64 = 1 << 63 | 1 << 62 | 1 << 57;
+        const MARKER: u64 = 1 << 62 | 1 << 57;
+        let mut entry = [0; 8];
+        let read = rustix::io::pread(&self.fd, &mut entry, page.first_page().get() * 8);
+        read == Ok(8) && u64::from_ne_bytes(entry) & BITS == MARKER
+    }
+
     /// Whether the kernel has `PAGEMAP_SCAN`.
     pub(crate) fn has_scan(&self) -> bool {
         let page = Span::page_of(VirtAddr::from(core::ptr::from_ref(self)));
@@ -148,6 +180,10 @@ impl PageMap {
     }
 
     fn scan_runs(&self, span: Span, out: &mut [Region]) -> Result<Scanned, Errno> {
+        self.scan_only(span, Only::default(), out)
+    }
+
+    fn scan_only(&self, span: Span, only: Only, out: &mut [Region]) -> Result<Scanned, Errno> {
         let mut arg = raw::pm_scan_arg {
             size: size_of::<raw::pm_scan_arg>() as u64,
             flags: 0,
@@ -157,9 +193,10 @@ impl PageMap {
             vec: VirtAddr::from(out.as_mut_ptr()).get(),
             vec_len: out.len() as u64,
             max_pages: 0,
-            category_inverted: 0,
-            category_mask: 0,
-            category_anyof_mask: Categories::THERE.0,
+            category_inverted: only.clear.0,
+            category_mask: only.set.0 | only.clear.0,
+            // Of those that are inverted, it would be the others.
+            category_anyof_mask: Categories::THERE.0 & !only.clear.0,
             return_mask: Categories::THERE.0 | Categories::KIND.0,
         };
         // SAFETY: the structure is the one of this ioctl; `vec` and `vec_len` are those of `out`,

@@ -101,7 +101,10 @@ impl World {
     pub(crate) fn start(rung: Rung) -> Option<Self> {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let process = match Process::start(Options { rung: Some(rung) }) {
+        let process = match Process::start(Options {
+            rung: Some(rung),
+            ..Options::default()
+        }) {
             Ok(process) => process,
             Err(StartError::NoRung { why, .. }) => {
                 unavailable(&why);
@@ -114,7 +117,11 @@ impl World {
 
     /// In a child of fork, of a test that has a world: its own.
     pub(crate) fn in_child(rung: Rung) -> Self {
-        let process = Process::start(Options { rung: Some(rung) }).unwrap();
+        let process = Process::start(Options {
+            rung: Some(rung),
+            ..Options::default()
+        })
+        .unwrap();
         Self::of(process, rung, None)
     }
 

@@ -53,7 +53,7 @@ impl World for Linux {
             unavailable(&format!("no fault handler: {error}"));
             return None;
         }
-        let process = match Process::start(Options { rung: None }) {
+        let process = match Process::start(Options::default()) {
             Ok(process) => process,
             Err(error) => {
                 unavailable(&error.to_string());

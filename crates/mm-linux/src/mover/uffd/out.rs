@@ -34,6 +34,7 @@ impl UffdMover {
         };
         let mut rest = Some(run);
         let mut broke_sharing = None;
+        let mut cleared = None;
         while let Some(left) = rest {
             let to = slot + left.start().offset_from(run.start());
             let moved = self.move_to_slot(staging, left, to);
@@ -48,6 +49,15 @@ impl UffdMover {
                 Errno::BUSY if broke_sharing != Some(stuck) => {
                     broke_sharing = Some(stuck);
                     self.break_sharing(left, block);
+                    continue;
+                }
+                // Left behind by what was given up while it was elsewhere: there is nothing.
+                Errno::FAULT
+                    if self.has_markers()
+                        && cleared != Some(stuck)
+                        && self.clear_stale_markers(left) =>
+                {
+                    cleared = Some(stuck);
                     continue;
                 }
                 Errno::BUSY => *source = Source::Kept(KeptReason::Busy),
@@ -162,7 +172,10 @@ impl UffdMover {
         if self.program.features().contains(Features::WP) {
             self.write_protect(run, true)?;
         }
-        match self.note_holes(run, sources) {
+        match self
+            .unmark_holes(run)
+            .and_then(|()| self.note_holes(run, sources))
+        {
             Ok(_) => Ok(Taken::InPlace),
             Err(errno) => {
                 self.release(run);

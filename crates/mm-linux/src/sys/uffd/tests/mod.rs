@@ -6,6 +6,7 @@ mod events; // what is heard of
 mod facts; // what the design takes for granted
 mod facts_huge; // the same of huge pages
 mod facts_files; // the same of private mappings of files
+mod facts_markers; // the same of markers on pages that are not there
 
 use super::{Progress, RegisterModes};
 use crate::sys::map::Request;
