@@ -33,8 +33,10 @@ pub enum PagePlace {
     Nowhere,
     /// In RAM.
     Ram(RamPage),
-    /// In the memory of the device with this number.
+    /// In the memory of the device with this number: a touch of the CPU brings it home.
     Device(usize),
+    /// In the memory of the device with this number, where the CPU uses it too: a touch moves nothing.
+    Coherent(usize),
     /// On its way.
     Moving,
 }
@@ -76,7 +78,8 @@ impl DeviceVm {
         let pages = looks.into_iter().zip(seen).zip(mapped);
         let state = |((look, seen), mapped): ((gpusvm_mm_linux::PageLook, Seen), _)| {
             let place = match (seen, look.ram) {
-                (Seen::Device(page), _) => self.place_of(page),
+                (Seen::Device(page), _) => self.place_of(page, PagePlace::Device),
+                (Seen::Coherent(page), _) => self.place_of(page, PagePlace::Coherent),
                 (Seen::Moving, _) => PagePlace::Moving,
                 (_, Some(page)) => PagePlace::Ram(page),
                 (Seen::System | Seen::Unmapped | Seen::Absent, None) => PagePlace::Nowhere,
@@ -152,7 +155,7 @@ impl DeviceVm {
         let mut seen = vec![Seen::Absent; span.page_count().as_usize()];
         self.process.snapshot(span, &mut seen)?;
         let own = |seen: &Seen| match *seen {
-            Seen::Device(page) => self.vm.region().pagemap().contains(page),
+            Seen::Device(page) | Seen::Coherent(page) => self.vm.region().pagemap().contains(page),
             _ => false,
         };
         let mut runs: Vec<Span> = Vec::new();
@@ -166,14 +169,14 @@ impl DeviceVm {
         Ok(runs)
     }
 
-    fn place_of(&self, page: gpusvm_mm::DevicePage) -> PagePlace {
+    fn place_of(&self, page: gpusvm_mm::DevicePage, kind: fn(usize) -> PagePlace) -> PagePlace {
         let pagemaps = self.vm.region().devices().pagemaps();
         let number = pagemaps
             .page_to_pagemap(page)
             .map(|pagemap| pagemap.peer().0);
         // Its device is just being taken down: everything of it comes home.
         number.map_or(PagePlace::Moving, |number| {
-            PagePlace::Device(usize::try_from(number).expect("fewer devices than addresses"))
+            kind(usize::try_from(number).expect("fewer devices than addresses"))
         })
     }
 

@@ -8,7 +8,7 @@ use gpusvm_types::{PAGES_PER_BLOCK, PageCount, Span};
 pub(crate) struct PageSet([u64; PAGES_PER_BLOCK / 64]);
 
 impl PageSet {
-    pub(super) fn insert(&mut self, pages: core::ops::Range<usize>) {
+    pub(crate) fn insert(&mut self, pages: core::ops::Range<usize>) {
         pages.for_each(|i| self.0[i / 64] |= 1 << (i % 64));
     }
 
