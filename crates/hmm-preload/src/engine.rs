@@ -4,10 +4,13 @@
 //!
 //! The list of what is shared has a lock, held while memory is shared.
 
-use crate::files::DEVICES;
 use gpusvm::{Adopted, ByteSize, Error, FaultInfo, Plan, Policy, SoftGpu, Svm};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
+/// How many devices have memory that the CPU does not reach: 0 and 1.
+pub(crate) const PRIVATE: usize = 2;
+/// How many have memory that the CPU uses in place: 2 and 3.
+pub(crate) const COHERENT: usize = 2;
 /// The memory of each device, which takes up RAM when it is used: the kernel's grows in pieces of 256 MiB.
 const MEMORY: ByteSize = ByteSize::mib(512);
 
@@ -16,6 +19,8 @@ const MEMORY: ByteSize = ByteSize::mib(512);
 pub(crate) struct Engine {
     pub(crate) svm: Svm,
     adopted: Mutex<Vec<Adopted>>,
+    /// Why there are no devices with coherent memory, if there are none.
+    not_coherent: Option<Error>,
 }
 
 /// Faults of a device move nothing: in this interface, migrating is a command.
@@ -32,15 +37,38 @@ impl Engine {
     /// Starts it.
     pub(crate) fn start() -> Result<Self, Error> {
         let mut builder = Svm::builder().policy(Arc::new(OnCommand));
-        for _ in 0..DEVICES {
-            // One unit, since a command has one lane. Its atomics take pages to itself, as exclusive access does.
+        // One unit, since a command has one lane. Its atomics take pages to itself, as exclusive access does.
+        let gpu = || {
             let gpu = SoftGpu::builder().vram(MEMORY).units(1);
-            builder = builder.device(gpu.atomics_on_ram(false).build()?);
+            gpu.atomics_on_ram(false)
+        };
+        for _ in 0..PRIVATE {
+            builder = builder.device(gpu().build()?);
+        }
+        let coherent = || gpu().coherent_memory(true).build();
+        let coherent: Result<Vec<_>, _> = (0..COHERENT).map(|_| coherent()).collect();
+        let (coherent, not_coherent) = match coherent {
+            Ok(devices) => (devices, None),
+            Err(error) => (Vec::new(), Some(error.into())),
+        };
+        for device in coherent {
+            builder = builder.device(device);
         }
         Ok(Self {
             svm: builder.build()?,
             adopted: Mutex::default(),
+            not_coherent,
         })
+    }
+
+    /// Whether it has that device. If it has not, the reason is said once.
+    pub(crate) fn has(&self, device: usize) -> bool {
+        static SAID: Once = Once::new();
+        let missing = self.not_coherent.as_ref().filter(|_| device >= PRIVATE);
+        if let Some(error) = missing {
+            SAID.call_once(|| eprintln!("gpusvm-hmm: no device with coherent memory: {error}"));
+        }
+        missing.is_none()
     }
 
     /// Shares what of that memory can be shared.
@@ -56,7 +84,7 @@ impl Engine {
     /// Ends it. Everything is home by then, and no device memory is in use; else it says so.
     pub(crate) fn end(self: Arc<Self>) -> Result<(), Error> {
         // A command in another thread still has it: it ends with that.
-        let Ok(Self { svm, adopted }) = Arc::try_unwrap(self) else {
+        let Ok(Self { svm, adopted, .. }) = Arc::try_unwrap(self) else {
             return Ok(());
         };
         drop(adopted);

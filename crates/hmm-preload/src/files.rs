@@ -13,7 +13,7 @@
 //! held for a few instructions: the engine's threads call `close` too, and look there. A command has the
 //! lock of its file. A child of fork begins with nothing open and new locks.
 
-use crate::engine::Engine;
+use crate::engine::{COHERENT, Engine, PRIVATE};
 use crate::{dmirror, next};
 use core::ffi::{c_int, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -23,8 +23,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many devices there are: those with memory of their own.
-pub(crate) const DEVICES: usize = 2;
+/// How many devices there are.
+const DEVICES: usize = PRIVATE + COHERENT;
 
 /// A device that is open.
 #[derive(Debug)]
@@ -73,6 +73,9 @@ pub(crate) fn open(device: usize, flags: c_int) -> Result<c_int, c_int> {
             error.errno()
         })?),
     };
+    if !engine.has(device) {
+        return Err(libc::ENOENT);
+    }
     let vm = engine.svm.create_vm(device);
     let vm = vm.map_err(|error| error.errno())?;
     let memfd = memfd(flags & libc::O_CLOEXEC)?;

@@ -1,5 +1,6 @@
-//! `libgpusvm_hmm.so`: preloaded into a program, it serves `/dev/hmm_dmirror0` and `1`, the devices of the
-//! kernel's HMM self-tests, from the engine in that very process.
+//! `libgpusvm_hmm.so`: preloaded into a program, it serves `/dev/hmm_dmirror0` to `3`, the devices of the
+//! kernel's HMM self-tests, from the engine in that very process. 0 and 1 have private memory, 2 and 3 have
+//! coherent memory: the CPU uses it in place, and only commands move pages.
 //!
 //! ```text
 //!   open("/dev/hmm_dmirror0") --> interpose --> files: a memfd, and a device address space of its own
@@ -23,7 +24,6 @@
 //!
 //! - A child of fork that inherits a descriptor has a plain file in it, not the parent's device. It opens
 //!   devices of its own.
-//! - Devices 2 and 3, whose memory the CPU reads in place, are not there.
 //! - What lives on the device is exclusive to it: `CHECK_EXCLUSIVE` does not tell what came by
 //!   `MIGRATE_TO_DEV` from what came by `EXCLUSIVE`.
 //! - A touch of the CPU takes back what came to the device together, not one page.
