@@ -171,7 +171,7 @@ impl<M: AddressSpace> Mirror<M> {
     /// How many pages of `span` live on this device.
     pub fn on_device(&self, span: Span) -> PageCount {
         let snaps = self.snapshot(span);
-        let local = |snap: &&Snap| matches!(snap, Snap::Local { .. });
+        let local = |snap: &&Snap| matches!(snap, Snap::Local { .. } | Snap::Coherent { .. });
         PageCount::from_usize(snaps.iter().filter(local).count())
     }
 
