@@ -157,7 +157,8 @@ impl Builder {
     /// works on every rung. Such a device reaches RAM in place.
     ///
     /// What is to be exclusive to the device, because its atomic operations do not work on RAM, is taken
-    /// from the CPU all the same, and a touch of the CPU takes it back.
+    /// from the CPU all the same, and a touch of the CPU takes it back. A launch that declares memory must
+    /// declare its atomic operations too then: what it declares to read stays coherent for it.
     pub fn coherent_memory(self, coherent_memory: bool) -> Self {
         Self {
             coherent_memory,

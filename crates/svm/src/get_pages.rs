@@ -205,11 +205,8 @@ impl<'a, M: AddressSpace> Mapper<'a, M> {
         }
     }
 
-    /// A coherent page. Where only device memory will do, the CPU must not have it.
+    /// A coherent page. Where only device memory will do, the CPU must not have it, and no other device.
     fn in_place(&mut self, at: VirtAddr, page: DevicePage) -> Result<PagemapAddr, GetPagesError> {
-        if self.ctx.devmem_only {
-            return Err(GetPagesError::NotOnDevice { at });
-        }
         let is_own = match self.coherent {
             Some((memory, is_own)) if memory == page.memory => is_own,
             _ => {
@@ -218,6 +215,11 @@ impl<'a, M: AddressSpace> Mapper<'a, M> {
             }
         };
         self.coherent = Some((page.memory, is_own));
+        match (self.ctx.devmem_only, is_own) {
+            (true, true) => return Err(GetPagesError::NotOnDevice { at }),
+            (true, false) => return Err(GetPagesError::OutOfReach { at }),
+            (false, _) => {}
+        }
         self.is_any_elsewhere |= !is_own;
         self.as_ram(at)
     }

@@ -126,7 +126,7 @@ impl<M: AddressSpace> RegionOps<M> {
         let runs = runs(span, |page| is_elsewhere(&homes[span.index_of(page)]));
         let is_declared = || self.memory.stays.is_staying(span);
         let leaving = homes.iter().filter(|home| is_elsewhere(home));
-        if !runs.is_empty() && (is_declared() || self.must_stay(&mm, leaving)) {
+        if !runs.is_empty() && (is_declared() || self.must_stay(&mm, pagemap, leaving)) {
             return Err(MigrateError::NothingCollected { span });
         }
         for run in runs {
@@ -175,16 +175,28 @@ impl<M: AddressSpace> RegionOps<M> {
         Ok(())
     }
 
-    /// Whether any of the pages lives on a device and may not leave it now.
-    fn must_stay<'a>(&self, mm: &M, leaving: impl Iterator<Item = &'a Home>) -> bool {
+    /// Whether any of the pages lives on a device and may not leave it now. A timeslice is kept for the
+    /// device, not against it.
+    fn must_stay<'a>(
+        &self,
+        mm: &M,
+        pagemap: &Pagemap<M>,
+        leaving: impl Iterator<Item = &'a Home>,
+    ) -> bool {
         let Some(pagemaps) = self.memory.pagemaps.upgrade() else {
             return false;
         };
         let now = mm.now();
         let of_devices = leaving.filter_map(|home| home.device_page());
         let devmem_of = |page| pagemaps.page_to_pagemap(page)?.devmem_of(page);
-        let mut allocations = of_devices.filter_map(devmem_of);
-        allocations.any(|devmem| devmem.stays_until(now, Holds::All).is_some())
+        let mut allocations = of_devices.filter_map(|page| {
+            let holds = match pagemap.contains(page) {
+                true => Holds::Leases,
+                false => Holds::All,
+            };
+            devmem_of(page).map(|devmem| (devmem, holds))
+        });
+        allocations.any(|(devmem, holds)| devmem.stays_until(now, holds).is_some())
     }
 }
 

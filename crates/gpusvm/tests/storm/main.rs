@@ -204,10 +204,15 @@ impl Policy for Copies {
     }
 }
 
-/// An engine on a rung, or `None` if the rung is not to be had here.
-fn engine(rung: Rung) -> Option<Svm> {
-    let gpu = || SoftGpu::builder().vram(VRAM).units(2).build().unwrap();
-    let builder = Svm::builder().device(gpu()).device(gpu());
+/// An engine on a rung, or `None` if the rung is not to be had here. The seed says whose memory the CPU
+/// uses in place.
+fn engine(rung: Rung, seed: u64) -> Option<Svm> {
+    let gpu = |bit: u64| {
+        let coherent = seed & bit != 0 && !is_left_out("coherent");
+        let gpu = SoftGpu::builder().vram(VRAM).units(2);
+        gpu.coherent_memory(coherent).build().unwrap()
+    };
+    let builder = Svm::builder().device(gpu(1)).device(gpu(2));
     let policy = MigrateOnTouch::default();
     let builder = match is_left_out("copies") {
         true => builder.policy(Arc::new(policy)),
@@ -225,7 +230,7 @@ fn engine(rung: Rung) -> Option<Svm> {
 
 /// A storm of so long. What happened, if there is such a rung.
 fn rage(rung: Rung, time: Duration, seed: u64) -> Option<(String, Stats)> {
-    let svm = engine(rung)?;
+    let svm = engine(rung, seed)?;
     let storm = Arc::new(Storm {
         svm,
         devices: 2,
