@@ -324,6 +324,26 @@ fn coherent_pages_of_another_device_are_reached_where_they_are() {
     });
 }
 
+/// Story: a device that does not reach RAM wanted pages in the timeslice of another, that the CPU uses in
+/// place. Nobody waited for it, and the device gave up.
+#[test]
+fn a_device_that_does_not_reach_ram_waits_for_coherent_pages() {
+    within(LIMIT, || {
+        let private = SoftGpu::builder().vram(ByteSize::mib(8)).units(2);
+        let private = private.coherent(false).build().unwrap();
+        let builder = Svm::builder().device(coherent(ByteSize::mib(8), FaultMode::Replayable));
+        let timeslice = Duration::from_millis(2500);
+        let svm = built(builder.device(private).policy(Arc::new(Stay(timeslice))));
+        let mut xs = svm.alloc_slice::<u64>(WORDS).unwrap();
+        xs.fill(1);
+        add_one(&svm, 0, (xs.device_ptr(), xs.len()));
+        assert_eq!(coherent_pages(&svm, 0, xs.as_ptr(), 1), 1);
+        add_one(&svm, 1, (xs.device_ptr(), xs.len()));
+        assert_eq!(places(&svm, 1, xs.as_ptr(), 1), [PagePlace::Device(1)]);
+        assert!(xs.iter().all(|x| *x == 3));
+    });
+}
+
 /// A device that cannot fault works on what is declared; the CPU need not wait for it, and it is not evicted
 /// meanwhile.
 #[test]
