@@ -37,6 +37,10 @@ pub struct Caps {
     pub coherent: bool,
     /// Whether its atomic operations on RAM are atomic towards the CPU.
     pub atomics_on_ram: bool,
+    /// Whether the CPU uses its memory in place, coherently. Pages that come to it then stay where the program
+    /// has them, and the device reaches them at their address, as it reaches RAM: so it needs `coherent` as
+    /// well. Its memory proper holds only what is to be exclusive to it.
+    pub coherent_memory: bool,
     /// Which devices it shares its memory with. `None`: no peer reaches it, and it reaches none.
     pub fabric: Option<Fabric>,
 }

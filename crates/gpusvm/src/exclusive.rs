@@ -43,7 +43,9 @@ impl DeviceVm {
         self.process.settle_events();
         let device = self.device();
         let refused = |error| Error::Migrate { device, error };
-        self.vm.migrate_pages(span, Cause::Asked).map_err(refused)?;
+        self.vm
+            .migrate_exclusive(span, Cause::Asked)
+            .map_err(refused)?;
         self.populate(pointer, len, Access::Write)?;
         // Last: what was touched meanwhile has gone, and shows.
         let collected = exclusive::make_exclusive(self.vm.region().pagemap(), span)?;

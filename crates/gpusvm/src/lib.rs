@@ -41,6 +41,11 @@
 //! and the device. Everything else (the stack, small boxes, shared files) is read and written in place by
 //! devices that reach RAM.
 //!
+//! Pages that moved to a device come home when the CPU touches them. A device with coherent memory
+//! (`SoftGpu::builder().coherent_memory(true)`) shares them with the CPU: they count as the device's
+//! ([`PagePlace::Coherent`]), both use them where they are, and only a command, an eviction or another
+//! device takes them away.
+//!
 //! # Errors
 //!
 //! [`Error`] is a superset of what the layers below refuse; each variant says which memory and why, and

@@ -130,6 +130,8 @@ impl Node {
         stats.to_device.add(region.to_device);
         stats.to_ram.add(region.to_ram);
         stats.to_peer.add(region.to_peer);
+        stats.to_coherent.add(region.to_coherent);
+        stats.from_coherent.add(region.from_coherent);
         stats.vram_bytes += region.total.bytes().get();
         stats.vram_used_bytes += region.used.bytes().get();
         stats.vram_object_bytes += region.object_pages.bytes().get();

@@ -41,8 +41,10 @@ pub enum PagePlace {
     Nowhere,
     /// In RAM.
     Ram(RamPage),
-    /// In the memory of the device with this number.
+    /// In the memory of the device with this number: a touch of the CPU brings it home.
     Device(usize),
+    /// In the memory of the device with this number, where the CPU uses it too: a touch moves nothing.
+    Coherent(usize),
     /// On its way.
     Moving,
 }
@@ -88,7 +90,8 @@ impl DeviceVm {
         let state = |(page, ((look, seen), (mapped, huge_on_device))): (PageIndex, Known)| {
             let place = match (seen, look.ram) {
                 _ if look.protection.is_none() => PagePlace::Nowhere,
-                (Seen::Device(page), _) => self.place_of(page),
+                (Seen::Device(page), _) => self.place_of(page, PagePlace::Device),
+                (Seen::Coherent(page), _) => self.place_of(page, PagePlace::Coherent),
                 (Seen::Moving, _) => PagePlace::Moving,
                 (_, Some(page)) => PagePlace::Ram(page),
                 (Seen::System | Seen::Unmapped | Seen::Absent, None) => PagePlace::Nowhere,
@@ -216,14 +219,14 @@ impl DeviceVm {
         Ok(huge)
     }
 
-    fn place_of(&self, page: gpusvm_mm::DevicePage) -> PagePlace {
+    fn place_of(&self, page: gpusvm_mm::DevicePage, kind: fn(usize) -> PagePlace) -> PagePlace {
         let pagemaps = self.vm.region().devices().pagemaps();
         let number = pagemaps
             .page_to_pagemap(page)
             .map(|pagemap| pagemap.peer().0);
         // Its device is just being taken down: everything of it comes home.
         number.map_or(PagePlace::Moving, |number| {
-            PagePlace::Device(usize::try_from(number).expect("fewer devices than addresses"))
+            kind(usize::try_from(number).expect("fewer devices than addresses"))
         })
     }
 

@@ -38,6 +38,10 @@ pub struct Stats {
     pub to_ram: Moved,
     /// What went from device to device.
     pub to_peer: Moved,
+    /// What became a device's where it is, its memory being coherent: nothing of it was copied.
+    pub to_coherent: Moved,
+    /// What of that is RAM's again.
+    pub from_coherent: Moved,
     /// How long device faults took to serve.
     pub device_fault_time: Times,
     /// What device faults cost, by the size of ranges, descending, and by stage.

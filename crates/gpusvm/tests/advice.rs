@@ -180,10 +180,7 @@ fn advice_changes_under_launches() {
 /// advised of the other half, and the device went on as before.
 #[test]
 fn what_is_left_of_memory_that_goes_is_advised_in_earnest() {
-    let kit = Kit {
-        model: Model::Dmirror,
-        faults: FaultMode::Replayable,
-    };
+    let kit = Kit::new(Model::Dmirror, FaultMode::Replayable);
     kit.race::<Simulated>(&Setup::default(), |bench| {
         let all = bench.memory(1024);
         let half = PageCount::new(512);

@@ -220,10 +220,7 @@ fn what_a_launch_reaches_in_ram_is_refused_to_a_device_that_cannot() {
     });
 }
 
-const KIT: Kit = Kit {
-    model: Model::Dmirror,
-    faults: FaultMode::Declared,
-};
+const KIT: Kit = Kit::new(Model::Dmirror, FaultMode::Declared);
 
 fn reads_while_others_take<W: World>(places: Places) {
     const ROUNDS: usize = 8;

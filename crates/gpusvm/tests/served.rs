@@ -21,10 +21,7 @@ use gpusvm_testkit::world::{Simulated, World};
 use gpusvm_types::PageCount;
 use std::time::Duration;
 
-const FAULTING: Kit = Kit {
-    model: Model::Dmirror,
-    faults: FaultMode::Replayable,
-};
+const FAULTING: Kit = Kit::new(Model::Dmirror, FaultMode::Replayable);
 
 const IN_RAM: Advice = Advice::PreferredLocation(Preferred::Ram);
 

@@ -164,7 +164,7 @@ fn migrate_to_dev(file: &File, command: &mut Command) -> Result<(), i32> {
     }
     let after = states(file, command)?;
     let here = |(before, after): (&PageState, &PageState)| {
-        after.place == PagePlace::Device(file.device) || before.mapped.is_some()
+        lives_on(after) == Some(file.device) || before.mapped.is_some()
     };
     if !before.iter().zip(&after).all(here) {
         return Err(ENOENT);
@@ -225,9 +225,14 @@ fn readable(states: &[PageState]) -> usize {
 
 /// Pages of another device stay there.
 fn may_come(state: &PageState, device: usize) -> bool {
+    lives_on(state).is_none_or(|at| at == device)
+}
+
+/// Which device it lives on.
+fn lives_on(state: &PageState) -> Option<usize> {
     match state.place {
-        PagePlace::Device(at) => at == device,
-        _ => true,
+        PagePlace::Device(at) | PagePlace::Coherent(at) => Some(at),
+        _ => None,
     }
 }
 

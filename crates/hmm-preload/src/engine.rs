@@ -5,11 +5,14 @@
 //! The list of what is shared has a lock, held while memory is shared.
 
 use crate::descriptor;
-use crate::files::DEVICES;
 use core::ffi::c_int;
 use gpusvm::{Adopted, ByteSize, Error, FaultInfo, Plan, Policy, SoftGpu, Svm};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
+/// How many devices have memory that the CPU does not reach: 0 and 1.
+pub(crate) const PRIVATE: usize = 2;
+/// How many have memory that the CPU uses in place: 2 and 3.
+pub(crate) const COHERENT: usize = 2;
 /// The memory of each device, which takes up RAM when it is used: the kernel's grows in pieces of 256 MiB.
 const MEMORY: ByteSize = ByteSize::mib(512);
 
@@ -20,6 +23,8 @@ pub(crate) struct Engine {
     /// What it has open, ascending. Each is closed by exec.
     pub(crate) descriptors: Arc<[c_int]>,
     adopted: Mutex<Vec<Adopted>>,
+    /// Why there are no devices with coherent memory, if there are none.
+    not_coherent: Option<Error>,
 }
 
 /// Faults of a device move nothing: in this interface, migrating is a command.
@@ -39,10 +44,22 @@ impl Engine {
         let mut builder = Svm::builder().policy(Arc::new(OnCommand));
         // As the kernel shows pages of a device.
         builder = builder.show_in_pagemap(shows_in_pagemap());
-        for _ in 0..DEVICES {
-            // One unit, since a command has one lane. Its atomics take pages to itself, as exclusive access does.
+        // One unit, since a command has one lane. Its atomics take pages to itself, as exclusive access does.
+        let gpu = || {
             let gpu = SoftGpu::builder().vram(MEMORY).units(1);
-            builder = builder.device(gpu.atomics_on_ram(false).build()?);
+            gpu.atomics_on_ram(false)
+        };
+        for _ in 0..PRIVATE {
+            builder = builder.device(gpu().build()?);
+        }
+        let coherent = || gpu().coherent_memory(true).build();
+        let coherent: Result<Vec<_>, _> = (0..COHERENT).map(|_| coherent()).collect();
+        let (coherent, not_coherent) = match coherent {
+            Ok(devices) => (devices, None),
+            Err(error) => (Vec::new(), Some(error.into())),
+        };
+        for device in coherent {
+            builder = builder.device(device);
         }
         let svm = builder.build()?;
         let descriptors = match (before, descriptor::closed_by_exec()) {
@@ -55,7 +72,18 @@ impl Engine {
             svm,
             descriptors,
             adopted: Mutex::default(),
+            not_coherent,
         })
+    }
+
+    /// Whether it has that device. If it has not, the reason is said once.
+    pub(crate) fn has(&self, device: usize) -> bool {
+        static SAID: Once = Once::new();
+        let missing = self.not_coherent.as_ref().filter(|_| device >= PRIVATE);
+        if let Some(error) = missing {
+            SAID.call_once(|| eprintln!("gpusvm-hmm: no device with coherent memory: {error}"));
+        }
+        missing.is_none()
     }
 
     /// Shares what of that memory can be shared.

@@ -22,7 +22,7 @@
 //! file. A child of fork begins with new locks.
 
 use crate::descriptor::{self, Inode, inode_of, memfd};
-use crate::engine::Engine;
+use crate::engine::{COHERENT, Engine, PRIVATE};
 use crate::flags::Flags;
 use crate::{dmirror, next, report};
 use core::ffi::{c_int, c_ulong, c_void};
@@ -32,8 +32,8 @@ use gpusvm::{ByteSize, DeviceVm};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many devices there are: those with memory of their own.
-pub(crate) const DEVICES: usize = 2;
+/// How many devices there are.
+const DEVICES: usize = PRIVATE + COHERENT;
 
 /// A device that is open.
 #[derive(Debug)]
@@ -96,6 +96,9 @@ pub(crate) fn open(device: usize, flags: c_int) -> Result<c_int, c_int> {
             error.errno()
         })?),
     };
+    if !engine.has(device) {
+        return Err(libc::ENOENT);
+    }
     let vm = engine.svm.create_vm(device);
     let vm = vm.map_err(|error| error.errno())?;
     let memfd = memfd(flags & libc::O_CLOEXEC)?;

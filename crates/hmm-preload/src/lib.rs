@@ -1,5 +1,6 @@
-//! `libgpusvm_hmm.so`: preloaded into a program, it serves `/dev/hmm_dmirror0` and `1`, the devices of the
-//! kernel's HMM self-tests, from the engine in that very process.
+//! `libgpusvm_hmm.so`: preloaded into a program, it serves `/dev/hmm_dmirror0` to `3`, the devices of the
+//! kernel's HMM self-tests, from the engine in that very process. 0 and 1 have private memory, 2 and 3 have
+//! coherent memory: the CPU uses it in place, and only commands move pages.
 //!
 //! ```text
 //!   open("/dev/hmm_dmirror0") --> interpose --> files: a memfd, and a device address space of its own
@@ -27,7 +28,6 @@
 //!   parent's device: commands are refused with `ENOTTY`. The kernel runs them, on the memory of the parent.
 //!   A child opens devices of its own.
 //! - A device ends with the last descriptor in the process that opened it, also when children still have some.
-//! - Devices 2 and 3, whose memory the CPU reads in place, are not there.
 //! - What is exclusive is the device's, not the open file's: `CHECK_EXCLUSIVE` of another file of the device
 //!   says so too.
 //! - A touch of the CPU takes back what came to the device together, not one page.

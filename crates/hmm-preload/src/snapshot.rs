@@ -14,8 +14,12 @@ const WRITE: u8 = 2;
 const PMD: u8 = 4;
 /// The page of zeroes.
 const ZERO: u8 = 0x10;
-/// In the memory of this device.
-const LOCAL: u8 = 0x20;
+/// In the memory of this device, out of the CPU's reach.
+const PRIVATE_LOCAL: u8 = 0x20;
+/// In the memory of this device, where the CPU uses it.
+const COHERENT_LOCAL: u8 = 0x40;
+/// In the memory of another device, where the CPU uses it.
+const COHERENT_REMOTE: u8 = 0x50;
 
 /// What `state` is for a program of device `device`.
 pub(crate) fn byte(state: &PageState, device: usize) -> u8 {
@@ -35,9 +39,11 @@ pub(crate) fn byte(state: &PageState, device: usize) -> u8 {
         PagePlace::Device(_) if state.exclusive => NONE,
         PagePlace::Device(at) if at == device => {
             let size = if state.huge_on_device { PMD } else { 0 };
-            LOCAL | size | allows(writable)
+            PRIVATE_LOCAL | size | allows(writable)
         }
-        // The kernel has no page there for anybody but the device that has it.
+        PagePlace::Coherent(at) if at == device => COHERENT_LOCAL | allows(writable),
+        PagePlace::Coherent(_) => COHERENT_REMOTE | allows(writable),
+        // The kernel has no private page there for anybody but the device that has it.
         _ => NONE,
     }
 }

@@ -178,6 +178,60 @@ fn commands_mean_what_the_kernels_device_means() {
     assert_eq!(unsafe { libc::close(other) }, 0);
 }
 
+/// Devices 2 and 3: the CPU uses their pages in place, and only commands move them.
+#[test]
+fn coherent_devices_share_their_pages_with_the_cpu() {
+    if !is_role("coherent_devices_share_their_pages_with_the_cpu") {
+        return;
+    }
+    let (fd, other) = (open(c"/dev/hmm_dmirror2"), open(c"/dev/hmm_dmirror3"));
+    assert!(fd >= 0 && other >= 0, "{}", errno());
+    let at = map(8, libc::MAP_PRIVATE);
+    let page = |n: usize| at.wrapping_add(n * PAGE);
+    (0..6u8).for_each(|n| set(page(usize::from(n)), n));
+    let mut data = vec![0u8; 8 * PAGE];
+    let all = (at, 8);
+    let look = |fd, data: &mut [u8]| {
+        assert_eq!(ioctl(fd, SNAPSHOT, all, data).unwrap().cpages, 8);
+        data[..8].to_vec()
+    };
+    for (fd, first, count) in [(fd, 0, 3), (other, 3, 2), (fd, 6, 2)] {
+        let done = ioctl(fd, TO_DEV, (page(first), count), &mut data);
+        assert_eq!(done.unwrap().cpages, count as u64);
+    }
+    let seen = [0x42, 0x42, 0x42, 0x52, 0x52, 2, 0x42, 0x42];
+    assert_eq!(look(fd, &mut data), seen);
+    // What is on another device stays there, and is read there; and what the CPU writes is seen.
+    let refused = ioctl(fd, TO_DEV, (page(3), 1), &mut data);
+    assert_eq!(refused.unwrap_err(), libc::ENOENT);
+    (0..8).for_each(|n| set(page(n), get(page(n)) + 1));
+    let done = ioctl(fd, READ, all, &mut data).unwrap();
+    assert_eq!((done.cpages, done.faults), (8, 1));
+    let read: Vec<u8> = data.iter().step_by(PAGE).copied().collect();
+    assert_eq!(read, [1, 2, 3, 4, 5, 6, 1, 1]);
+    data.fill(9);
+    ioctl(fd, WRITE, all, &mut data).unwrap();
+    assert_eq!(get(page(3)), 9);
+    assert_eq!(look(fd, &mut data), seen);
+    assert_eq!(ioctl(fd, TO_SYS, all, &mut data).unwrap().cpages, 5);
+    assert_eq!(look(fd, &mut data), [2, 2, 2, 0x52, 0x52, 2, 2, 2]);
+    // Exclusive access takes pages from the CPU here too.
+    ioctl(other, EXCLUSIVE, (page(2), 3), &mut data).unwrap();
+    let held = ioctl(other, CHECK_EXCLUSIVE, all, &mut data);
+    assert_eq!(held.unwrap_err(), libc::EPERM);
+    (2..5).for_each(|n| set(page(n), get(page(n)) + 1));
+    ioctl(other, CHECK_EXCLUSIVE, all, &mut data).unwrap();
+    assert_eq!(get(page(4)), 10);
+    ioctl(other, TO_DEV, all, &mut data).unwrap();
+    assert_eq!(look(fd, &mut data), [0x52; 8]);
+    ioctl(other, RELEASE, (at, 1), &mut data).unwrap();
+    assert_eq!(look(fd, &mut data), [2; 8]);
+    // SAFETY: descriptors of our own.
+    assert_eq!(unsafe { libc::close(fd) }, 0);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::close(other) }, 0);
+}
+
 /// What is wrong is refused with the kernel's numbers, and leaves the command as it was.
 #[test]
 fn what_is_wrong_is_refused() {
@@ -223,11 +277,7 @@ fn what_is_wrong_is_refused() {
     // SAFETY: a command whose data is nowhere: it is refused.
     let refused = unsafe { libc::ioctl(fd, 3 << 30 | 40 << 16 | 0x48 << 8, &raw mut nowhere) };
     assert_eq!((refused, errno()), (-1, libc::EFAULT));
-    for path in [
-        c"/dev/hmm_dmirror2",
-        c"/dev/hmm_dmirror3",
-        c"/dev/hmm_dmirror9",
-    ] {
+    for path in [c"/dev/hmm_dmirror4", c"/dev/hmm_dmirror9"] {
         assert_eq!((open(path), errno()), (-1, libc::ENOENT), "{path:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::fork::Pass;
 use crate::inbound::LinuxInbound;
-use crate::outbound::{LinuxOutbound, runs};
+use crate::outbound::{LinuxOutbound, PageSet, runs};
 use crate::process::Process;
 use crate::region::{BlockState, Region};
 use core::time::Duration;
@@ -219,20 +219,26 @@ impl<'a> BlockGuard<'a> {
         if !words.iter().any(|word| goes(word.get()).is_some()) {
             return;
         }
-        for word in words {
-            if let Some(device) = goes(word.get()) {
-                word.mark_leaving(device);
+        let mut in_place = PageSet::default();
+        for (i, word) in words.iter().enumerate() {
+            match (goes(word.get()), word.get().place) {
+                (Some(_), Place::Coherent(_)) => in_place.insert(i..i + 1),
+                (Some(device), _) => drop(word.mark_leaving(device)),
+                (None, _) => {}
             }
         }
         self.invalidate(span, Reason::Clear);
         let mut freed = Freed::new(&self.process.memories);
-        for word in words {
+        for (i, word) in words.iter().enumerate() {
             // Others may have been dropped meanwhile: they were not invalidated.
             let state = word.get();
-            if let (Place::Leaving(device), true) = (state.place, which(state)) {
-                word.settle_system();
-                freed.push(device);
-            }
+            let device = match state.place {
+                Place::Leaving(device) if which(state) => device,
+                Place::Coherent(device) if in_place.contains(i) => device,
+                _ => continue,
+            };
+            word.settle_system();
+            freed.push(device);
         }
         self.take_markers(span);
     }
@@ -246,7 +252,7 @@ impl<'a> BlockGuard<'a> {
         self.release_dropped(span);
         for page in span.pages() {
             let word = self.region.word(page).get();
-            let (Place::Device(device), false) = (word.place, word.unmapped) else {
+            let (Some(device), false) = (word.device_page(), word.unmapped) else {
                 // In RAM; or unmapped, and the event will say what becomes of it.
                 continue;
             };
@@ -261,7 +267,7 @@ impl<'a> BlockGuard<'a> {
                 outcome => return outcome,
             }
             let word = self.region.word(page).get();
-            if matches!(word.place, Place::Device(_)) && !word.unmapped && !word.dropped {
+            if word.device_page().is_some() && !word.unmapped && !word.dropped {
                 return FaultOutcome::Failed;
             }
         }
@@ -305,6 +311,21 @@ impl Block for BlockGuard<'_> {
             return Err(MmError::NotArmed { span });
         }
         LinuxOutbound::collect(self, span, owner, peers)
+    }
+
+    fn collect_coherent(
+        &mut self,
+        span: Span,
+        owner: OwnerId,
+    ) -> Result<Self::Outbound<'_>, MmError> {
+        // As above: they would have to come home first.
+        if self.pass.is_none() {
+            return Err(MmError::Gone);
+        }
+        if !self.state().registered.load(Ordering::Relaxed) {
+            return Err(MmError::NotArmed { span });
+        }
+        LinuxOutbound::collect_coherent(self, span, owner)
     }
 
     fn collect_device(

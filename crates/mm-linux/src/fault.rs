@@ -76,7 +76,7 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
     let arrives = word.unmapped && process.events.is_arriving(arrival.at);
     // A device in software works on the page in place, and the program dropped it: whoever takes
     // the block may be waiting for that very access to end.
-    let cannot_wait = (word.place == Place::System && is_engine && !arrives)
+    let cannot_wait = (word.place.is_in_place() && is_engine && !arrives)
         // Or whoever holds the block touched it. Not others, of what was dropped meanwhile: they write it,
         // and it may be about to be taken.
         || block.is_breaker(tid);
@@ -132,6 +132,16 @@ pub(crate) fn serve(process: &Process, arrival: &Arrival) -> Urgency {
             zero_fill(process, &block, page);
             Urgency::Done
         }
+        Place::Coherent(_) => {
+            if !process.is_in_ram(page) {
+                // It went unheard of, as the end of a file takes pages away: what is there now is no
+                // device's.
+                block.region.word(page).drop_contents();
+                block.release_dropped(Span::page_of(at));
+            }
+            zero_fill(process, &block, page);
+            Urgency::Done
+        }
         // Only the holder of the lock, which is us, sees these.
         Place::Collected | Place::Leaving(_) => {
             debug_assert!(false, "a page is on the move and nobody moves it");
@@ -176,7 +186,7 @@ fn bring_home(
 /// Whether a page that was to come home is still on its device, and the program still wants it.
 fn is_away(block: &BlockGuard<'_>, at: VirtAddr) -> bool {
     let word = block.region.word(at.page()).get();
-    word.place != Place::System && !word.unmapped && !word.dropped
+    !word.place.is_in_place() && !word.unmapped && !word.dropped
 }
 
 /// Fills the chunk around a page that the kernel has no page for.
@@ -197,7 +207,7 @@ fn zero_fill(process: &Process, block: &BlockGuard<'_>, page: PageIndex) {
     let is_hole = |page: PageIndex| {
         let word = block.region.word(page).get();
         // What is read in copies is not to be written unheard.
-        word.place == Place::System && !word.dropped && !word.unmapped && !word.protected
+        word.place.is_in_place() && !word.dropped && !word.unmapped && !word.protected
     };
     let first = chunk.first_page();
     let mut is_there = false;
@@ -349,18 +359,14 @@ mod tests {
                 .count()
         });
         let taken = taken.recv_timeout(Duration::from_secs(20));
-        // SAFETY: our own child, which is waited for.
-        unsafe {
-            libc::kill(child, libc::SIGKILL);
-            libc::waitpid(child, std::ptr::null_mut(), 0);
-        }
+        // SAFETY: our own child.
+        unsafe { libc::kill(child, libc::SIGKILL) };
+        // SAFETY: as above; its status is not asked for.
+        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
         assert_eq!(taken, Ok(16), "it waits for itself");
         // SAFETY: memory of our own.
-        assert!(
-            pages
-                .pages()
-                .all(|page| unsafe { pointer(page).read_volatile() } == 5)
-        );
+        let is_right = |page| unsafe { pointer(page).read_volatile() } == 5;
+        assert!(pages.pages().all(is_right));
         process.disarm(memory, token);
         process.free(memory);
         process.stop();

@@ -8,7 +8,7 @@
 
 use crate::block::BlockGuard;
 use crate::mover::Filled;
-use crate::outbound::runs;
+use crate::outbound::{PageSet, runs};
 use crate::patience::Patience;
 use crate::process::Process;
 use crate::region::Behind;
@@ -24,6 +24,8 @@ pub struct LinuxInbound<'b> {
     block: &'b BlockGuard<'b>,
     span: Span,
     leaving: [Option<Leaving>; PAGES_PER_BLOCK],
+    /// Coherent pages, which are there.
+    in_place: PageSet,
     slot: Option<Slot<'b>>,
 }
 
@@ -44,37 +46,54 @@ impl<'b> LinuxInbound<'b> {
             block,
             span,
             leaving: [None; PAGES_PER_BLOCK],
+            in_place: PageSet::default(),
             slot: None,
         };
         let mut chosen = [None; PAGES_PER_BLOCK];
         let words = block.region.words_in(span);
         let mut count = 0;
-        for ((word, page), chosen) in words.iter().zip(span.pages()).zip(&mut chosen) {
-            // An unmapped page may be about to move: it stays until that is known.
-            let word = word.get();
-            if let (Place::Device(device), false) = (word.place, word.unmapped)
-                && select(page, device)
-            {
-                *chosen = Some(device);
-                count += 1;
+        for (i, page) in span.pages().enumerate() {
+            let word = words[i].get();
+            match word.place {
+                // An unmapped page may be about to move: it stays until that is known.
+                _ if word.unmapped => {}
+                Place::Device(device) if select(page, device) => {
+                    chosen[i] = Some(device);
+                    count += 1;
+                }
+                Place::Coherent(device) if select(page, device) => this.in_place.insert(i..i + 1),
+                _ => {}
             }
         }
-        if count == 0 {
-            return Ok(this);
+        if count > 0 {
+            let slot = this.find_slot(PageCount::from_usize(count))?;
+            for (i, page) in span.pages().enumerate() {
+                let Some(from) = chosen[i] else { continue };
+                words[i].mark_leaving(from);
+                let to = slot.dma_of(page.start());
+                this.leaving[i] = Some(Leaving { from, to });
+            }
+            this.slot = Some(slot);
         }
-        let slot = this.find_slot(PageCount::from_usize(count))?;
-        for (i, page) in span.pages().enumerate() {
-            let Some(from) = chosen[i] else { continue };
-            words[i].mark_leaving(from);
-            let to = slot.dma_of(page.start());
-            this.leaving[i] = Some(Leaving { from, to });
-        }
-        this.slot = Some(slot);
         // Not what lies between: a launch may need that where it is.
-        for run in runs(span, |i| chosen[i].is_some()) {
+        for run in runs(span, |i| chosen[i].is_some() || this.in_place.contains(i)) {
             block.invalidate(run, Reason::Migrate(None));
         }
         Ok(this)
+    }
+
+    /// Coherent pages take up no device page any more. What was unmapped meanwhile may be about to move, and
+    /// stays.
+    fn settle_in_place(&self, freed: &mut Freed<'_, Process>) {
+        for (i, word) in self.block.region.words_in(self.span).iter().enumerate() {
+            let state = word.get();
+            if let (Place::Coherent(device), true, false) =
+                (state.place, self.in_place.contains(i), state.unmapped)
+            {
+                word.settle_system();
+                freed.push(device);
+            }
+        }
     }
 
     fn find_slot(&self, count: PageCount) -> Result<Slot<'b>, MmError> {
@@ -234,10 +253,16 @@ impl Inbound for LinuxInbound<'_> {
         &self.leaving[..self.span.page_count().as_usize()]
     }
 
+    fn in_place(&self) -> PageCount {
+        let all = 0..self.span.page_count().as_usize();
+        PageCount::from_usize(all.filter(|i| self.in_place.contains(*i)).count())
+    }
+
     fn commit(mut self) -> Result<(), MmError> {
         gpusvm_sync::walk!("commit");
         let memories = &self.block.process.memories;
         let mut freed = Freed::new(memories);
+        self.settle_in_place(&mut freed);
         let result = self.arrive(&mut freed).map_err(|errno| MmError::System {
             call: "putting pages in",
             span: self.span,

@@ -8,6 +8,7 @@
 
 mod pages; // some of the pages of a span
 mod of_file; // which of them are a file's
+mod coherent; // pages that are taken from nobody
 
 pub(crate) use of_file::{keep_holes, pages_of_file};
 pub(crate) use pages::{PageSet, runs};
@@ -114,7 +115,7 @@ impl<'b> LinuxOutbound<'b> {
                     marked = marked.max(Marked::Devices);
                     Source::Device(device)
                 }
-                Place::Device(device) | Place::Leaving(device) => {
+                Place::Device(device) | Place::Leaving(device) | Place::Coherent(device) => {
                     Source::Kept(KeptReason::OnDevice(device))
                 }
                 _ if state.unmapped => Source::Kept(KeptReason::Unmapped),
@@ -385,7 +386,11 @@ impl Outbound for LinuxOutbound<'_> {
             }
             let device = home(i);
             process.memories.of(device).rmap.set(device.pfn, page);
-            if word.settle_device(device).is_err() {
+            let settled = match self.sources[i] {
+                Source::InPlace => word.settle_coherent(device),
+                _ => word.settle_device(device),
+            };
+            if settled.is_err() {
                 freed.push(device);
             }
             if let Source::Device(left) = self.sources[i] {

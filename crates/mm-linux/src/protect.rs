@@ -66,7 +66,7 @@ impl BlockGuard<'_> {
     }
 
     /// What was never touched becomes the zero page, so that a first write of it is caught.
-    fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
+    pub(crate) fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
         if self.region.behind() == Behind::File {
             // Only pages that are there were chosen: what went since is the file's again.
             return Ok(());
@@ -100,7 +100,7 @@ impl BlockGuard<'_> {
             }
             let state = words[i].get();
             sources[i] = match state.place {
-                Place::Device(device) | Place::Leaving(device) => {
+                Place::Device(device) | Place::Leaving(device) | Place::Coherent(device) => {
                     Source::Kept(KeptReason::OnDevice(device))
                 }
                 _ if state.unmapped => Source::Kept(KeptReason::Unmapped),

@@ -162,20 +162,26 @@ impl<'a> BlockGuard<'a> {
         if !words.iter().any(|word| goes(word.get()).is_some()) {
             return false;
         }
-        for word in words {
-            if let Some(device) = goes(word.get()) {
-                word.mark_leaving(device);
+        let mut in_place = Vec::new();
+        for (i, word) in words.iter().enumerate() {
+            match (goes(word.get()), word.get().place) {
+                (Some(_), Place::Coherent(_)) => in_place.push(i),
+                (Some(device), _) => drop(word.mark_leaving(device)),
+                (None, _) => {}
             }
         }
         self.invalidate(span, Reason::Clear);
         let mut freed = Freed::new(&self.sim.memories);
-        for word in words {
+        for (i, word) in words.iter().enumerate() {
             // Others may have been dropped meanwhile: they were not invalidated.
             let state = word.get();
-            if let (Place::Leaving(device), true) = (state.place, which(state)) {
-                word.settle_system();
-                freed.push(device);
-            }
+            let device = match state.place {
+                Place::Leaving(device) if which(state) => device,
+                Place::Coherent(device) if in_place.contains(&i) => device,
+                _ => continue,
+            };
+            word.settle_system();
+            freed.push(device);
         }
         true
     }
@@ -189,7 +195,7 @@ impl<'a> BlockGuard<'a> {
         self.release_dropped(span);
         for page in span.pages() {
             let word = self.region.word(page).get();
-            let (Place::Device(device), false) = (word.place, word.unmapped) else {
+            let (Some(device), false) = (word.device_page(), word.unmapped) else {
                 // In RAM; or unmapped, and the event will say what becomes of it.
                 continue;
             };
@@ -202,7 +208,8 @@ impl<'a> BlockGuard<'a> {
                 FaultOutcome::Served => {}
                 outcome => return outcome,
             }
-            if self.is_away(page) {
+            let word = self.region.word(page).get();
+            if word.device_page().is_some() && !word.unmapped && !word.dropped {
                 return FaultOutcome::Failed;
             }
         }
@@ -222,10 +229,10 @@ impl<'a> BlockGuard<'a> {
         outcome
     }
 
-    /// Whether a page is on a device, and the program still wants it.
+    /// Whether a page is on a device, out of the CPU's reach, and the program still wants it.
     pub(crate) fn is_away(&self, page: PageIndex) -> bool {
         let word = self.region.word(page).get();
-        word.place != Place::System && !word.unmapped && !word.dropped
+        !word.place.is_in_place() && !word.unmapped && !word.dropped
     }
 }
 
@@ -261,6 +268,20 @@ impl Block for BlockGuard<'_> {
             return Err(MmError::NotArmed { span });
         }
         SimOutbound::collect(self, span, owner, peers)
+    }
+
+    fn collect_coherent(
+        &mut self,
+        span: Span,
+        owner: OwnerId,
+    ) -> Result<Self::Outbound<'_>, MmError> {
+        if self.pass.is_none() || self.sim.is_gone() {
+            return Err(MmError::Gone);
+        }
+        if !self.state().registered.load(Ordering::Acquire) {
+            return Err(MmError::NotArmed { span });
+        }
+        SimOutbound::collect_coherent(self, span, owner)
     }
 
     fn collect_device(

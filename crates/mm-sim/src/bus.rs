@@ -125,10 +125,12 @@ impl Sim {
         if let Some(part) = kernel.parts.find(virt) {
             let (word, block) = (part.region.word(page), part.region.block(virt));
             match word.get().home() {
-                Home::System => {}
+                Home::System | Home::Coherent(_) => {}
                 // Devices that read copies of it would not hear of a write.
                 Home::Protected if write => return Err(BusError::Denied(at)),
                 Home::Protected => {}
+                // It was given up a moment ago, and is there all the same.
+                Home::Moving if matches!(word.get().place, Place::Coherent(_)) => {}
                 // It was given up a moment ago: whoever copies it hears of that.
                 Home::Moving if word.get().place == Place::System && !write => {}
                 // The access began before, and whoever takes the page waits for its end.

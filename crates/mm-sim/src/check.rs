@@ -1,7 +1,7 @@
 //! What must be true when nobody moves anything.
 //!
-//! 1. A page has one home: a page on a device has no frame, and a page in RAM is in no device's
-//!    reverse map.
+//! 1. A page has one home: a page on a device has no frame, unless it is coherent, then it has one; and a
+//!    page in RAM is in no device's reverse map.
 //! 2. Words and reverse maps agree, in both directions, and count the same.
 //! 3. Nothing is on the move, no staging slot is held, no frame is nobody's.
 //! 4. Whatever was unmapped is on no device.
@@ -66,15 +66,22 @@ impl Sim {
             check_protection(kernel, page, word)?;
             let device = match word.place {
                 Place::System => continue,
-                Place::Device(device) => device,
+                Place::Device(device) | Place::Coherent(device) => device,
                 Place::Collected | Place::Leaving(_) => {
                     return Err(format!(
                         "{page:?} is on the move, and nobody moves it: {word:?}"
                     ));
                 }
             };
-            if has_frame {
-                return Err(format!("{page:?} is on {device:?}, and has a page in RAM"));
+            let is_coherent = matches!(word.place, Place::Coherent(_));
+            match (has_frame, is_coherent) {
+                (true, false) => {
+                    return Err(format!("{page:?} is on {device:?}, and has a page in RAM"));
+                }
+                (false, true) => {
+                    return Err(format!("{page:?} is coherent with {device:?}, and nowhere"));
+                }
+                _ => {}
             }
             let block = part.region.block(page.start());
             if !block.registered.load(Ordering::Acquire) {

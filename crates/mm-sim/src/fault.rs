@@ -70,6 +70,13 @@ impl Sim {
                 zero_fill(&mut kernel, &block, page);
                 Urgency::Done
             }
+            // A hole of a page that was to be coherent, or its protection: as in RAM.
+            Place::Coherent(_) => {
+                let mut kernel = self.kernel.lock();
+                kernel.protected.remove(&page);
+                zero_fill(&mut kernel, &block, page);
+                Urgency::Done
+            }
             // Only the holder of the lock, which is us, sees these.
             place => panic!("seed {}: nobody moves {page:?}, {place:?}", self.seed()),
         }
@@ -135,7 +142,7 @@ fn zero_fill(kernel: &mut Kernel, block: &BlockGuard<'_>, page: PageIndex) {
     block.region.word(page).saw_hole();
     for page in chunk.pages() {
         let word = block.region.word(page).get();
-        let is_hole = word.place == Place::System && !word.dropped && !word.unmapped;
+        let is_hole = word.place.is_in_place() && !word.dropped && !word.unmapped;
         if is_hole && kernel.mapping(page.start()).is_some() {
             kernel.pages.entry(page).or_insert(Pte::Zero);
         }

@@ -13,7 +13,7 @@ use crate::Sim;
 use crate::access::{Signal, word_at};
 use crate::frame::Frames;
 use crate::kernel::{Mapping, Prot, Pte};
-use gpusvm_mm::{Place, Reason, Wanted};
+use gpusvm_mm::{Reason, Wanted};
 use gpusvm_sync::atomic::Ordering;
 use gpusvm_sync::{Arc, Mutex};
 use gpusvm_types::{PageIndex, Span, VirtAddr};
@@ -107,7 +107,7 @@ impl Sim {
         for part in kernel.parts.all() {
             for page in part.span.pages() {
                 let word = part.region.word(page).get();
-                if word.place != Place::System && !word.dropped {
+                if !word.place.is_in_place() && !word.dropped {
                     pages.insert(page, Pte::Poisoned);
                 }
             }

@@ -13,7 +13,7 @@ use crate::staging::Slot;
 use crate::stats::Counters;
 use gpusvm_mm::{Block, DevicePage, Freed, Inbound, Leaving, MmError, Place, Reason};
 use gpusvm_sync::atomic::Ordering;
-use gpusvm_types::{ByteSize, PAGES_PER_BLOCK, PageIndex, Span};
+use gpusvm_types::{ByteSize, PAGES_PER_BLOCK, PageCount, PageIndex, Span};
 
 /// Device pages with RAM to copy them to.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct SimInbound<'b> {
     block: &'b BlockGuard<'b>,
     span: Span,
     leaving: Vec<Option<Leaving>>,
+    /// Coherent pages, which are there.
+    in_place: Vec<PageIndex>,
     slot: Option<Slot<'b>>,
     settled: bool,
 }
@@ -44,6 +46,7 @@ impl<'b> SimInbound<'b> {
             block,
             span,
             leaving: vec![None; span.page_count().as_usize()],
+            in_place: Vec::new(),
             slot: None,
             settled: false,
         };
@@ -51,15 +54,32 @@ impl<'b> SimInbound<'b> {
         for page in span.pages() {
             // An unmapped page may be about to move: it stays until that is known.
             let word = block.region.word(page).get();
-            if let (Place::Device(device), false) = (word.place, word.unmapped)
-                && select(page, device)
-            {
-                chosen.push((page, device));
+            match word.place {
+                _ if word.unmapped => {}
+                Place::Device(device) if select(page, device) => chosen.push((page, device)),
+                Place::Coherent(device) if select(page, device) => this.in_place.push(page),
+                _ => {}
             }
         }
-        if chosen.is_empty() {
-            return Ok(this);
+        if !chosen.is_empty() {
+            this.find_room(chosen)?;
         }
+        // Not what lies between: a launch may need that where it is.
+        let (leaving, in_place) = (&this.leaving, &this.in_place);
+        let goes = |page: PageIndex| {
+            leaving[span.index_of(page)].is_some() || in_place.binary_search(&page).is_ok()
+        };
+        let first = span.first_page();
+        let leave: Vec<Span> = runs(span, |i| goes(first + PageCount::from_usize(i))).collect();
+        for run in leave {
+            block.invalidate(run, Reason::Migrate(None));
+        }
+        Ok(this)
+    }
+
+    fn find_room(&mut self, chosen: Vec<(PageIndex, DevicePage)>) -> Result<(), MmError> {
+        let (block, span) = (self.block, self.span);
+        let sim = block.sim;
         if sim.injector.step(Step::Staging) {
             return Err(MmError::NoStaging { span });
         }
@@ -70,16 +90,24 @@ impl<'b> SimInbound<'b> {
             block.region.word(page).mark_leaving(from);
             slot.prepare(page.start(), &frames);
             let to = slot.dma_of(page.start());
-            this.leaving[span.index_of(page)] = Some(Leaving { from, to });
+            self.leaving[span.index_of(page)] = Some(Leaving { from, to });
         }
-        this.slot = Some(slot);
-        // Not what lies between: a launch may need that where it is.
-        let leaving = &this.leaving;
-        let leave: Vec<Span> = runs(span, |i| leaving[i].is_some()).collect();
-        for run in leave {
-            block.invalidate(run, Reason::Migrate(None));
+        self.slot = Some(slot);
+        Ok(())
+    }
+
+    /// Coherent pages take up no device page any more. What was unmapped meanwhile may be about to move, and
+    /// stays.
+    fn settle_in_place(&self) {
+        let mut freed = Freed::new(&self.block.sim.memories);
+        for page in &self.in_place {
+            let word = self.block.region.word(*page);
+            let state = word.get();
+            if let (Place::Coherent(device), false) = (state.place, state.unmapped) {
+                word.settle_system();
+                freed.push(device);
+            }
         }
-        Ok(this)
     }
 
     /// Puts the pages in that are to come home, piece by piece.
@@ -165,8 +193,13 @@ impl Inbound for SimInbound<'_> {
         &self.leaving
     }
 
+    fn in_place(&self) -> PageCount {
+        PageCount::from_usize(self.in_place.len())
+    }
+
     fn commit(mut self) -> Result<(), MmError> {
         let sim = self.block.sim;
+        self.settle_in_place();
         let whole = self.came_whole();
         let result = self.arrive();
         if whole && result.is_ok() && self.leaving.iter().all(Option::is_none) {

@@ -27,6 +27,8 @@ pub enum Step {
     CommitIn,
     /// The address space keeps writers from pages.
     Protect,
+    /// The address space fills the holes of pages that are to be coherent.
+    FillHoles,
     /// A device finds memory.
     Allocate,
     /// A device names the pages of an allocation.

@@ -6,6 +6,8 @@
 //!                                        `----- drop -------'---> put back, words say System
 //! ```
 
+mod coherent; // pages that are taken from nobody
+
 use crate::Sim;
 use crate::block::BlockGuard;
 use crate::events::Job;
@@ -113,7 +115,7 @@ impl<'b> SimOutbound<'b> {
                     marked = marked.max(Marked::Devices);
                     Source::Device(device)
                 }
-                Place::Device(device) | Place::Leaving(device) => {
+                Place::Device(device) | Place::Leaving(device) | Place::Coherent(device) => {
                     Source::Kept(KeptReason::OnDevice(device))
                 }
                 _ if state.unmapped => Source::Kept(KeptReason::Unmapped),
@@ -277,7 +279,12 @@ impl Outbound for SimOutbound<'_> {
             }
             let device = home(i);
             sim.memories.of(device).rmap.set(device.pfn, page);
-            if self.block.region.word(page).settle_device(device).is_err() {
+            let word = self.block.region.word(page);
+            let settled = match self.sources[i] {
+                Source::InPlace => word.settle_coherent(device),
+                _ => word.settle_device(device),
+            };
+            if settled.is_err() {
                 freed.push(device);
             }
             if let Source::Device(left) = self.sources[i] {

@@ -58,7 +58,7 @@ impl BlockGuard<'_> {
             self.sim.settle_hole(page, word);
             let state = word.get();
             *source = match state.place {
-                Place::Device(device) | Place::Leaving(device) => {
+                Place::Device(device) | Place::Leaving(device) | Place::Coherent(device) => {
                     Source::Kept(KeptReason::OnDevice(device))
                 }
                 _ if state.unmapped => Source::Kept(KeptReason::Unmapped),

@@ -255,6 +255,7 @@ impl Sim {
                 homes[span.index_of(page)] = home;
                 match home {
                     Home::System | Home::Unmapped => {}
+                    Home::Coherent(_) if owner.is_some() => {}
                     Home::Protected if intent == Intent::Read => {}
                     Home::Protected => return Ok(self.unprotect_for_others(page)),
                     Home::Moving => {
@@ -266,7 +267,7 @@ impl Sim {
                         return Ok(Snapshot::Moving);
                     }
                     Home::Device(device) if Some(self.memories.of(device).owner) == owner => {}
-                    Home::Device(_) => return self.bring_foreign_home(page),
+                    Home::Device(_) | Home::Coherent(_) => return self.bring_foreign_home(page),
                 }
             }
         }

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!   System ---mark_collected---> Collected ---settle_device---> Device
-//!     ^  ^_______settle_system______/                             |
-//!     |                                                      mark_leaving
-//!     +----------settle_system---------- Leaving <----------------+
-//!                                           \__stay_on_device_____^
+//!   ^ ^  ^_______settle_system______/                             |
+//!   | |                                                      mark_leaving
+//!   | +----------settle_system---------- Leaving <----------------+
+//!   |                                       \__stay_on_device_____^
+//!   |
+//!   `-- settle_system -- Coherent <-- settle_coherent -- System
 //!
 //!   flags, set at any time by events, without a lock:
 //!     dropped   the program gave the contents up (MADV_DONTNEED)
@@ -23,6 +25,15 @@
 //! A word names a device page exactly as long as that page holds, or has just held, the only copy of
 //! the page's bytes. Where bytes are in RAM and in copies on devices, the word says `System` and
 //! `protected`, and nobody can write any of them before it does not.
+//!
+//! A coherent page is the exception that is none: the CPU and devices use the same bytes, at the address
+//! where the program has them, and the word names the device page that it takes up. So nothing is copied
+//! when it comes or goes, no touch waits for it, and whoever maps it maps that address.
+//!
+//! # Differences from the kernel
+//!
+//! There a coherent page (`MEMORY_DEVICE_COHERENT`) is a page frame of the device, which a migration copies
+//! to. What maps it then is the same: an ordinary page table entry.
 
 use gpusvm_sync::atomic::{AtomicU64, Ordering};
 use gpusvm_types::{DevicePfn, PageCount};
@@ -65,10 +76,22 @@ pub enum Home {
     Protected,
     /// A device.
     Device(DevicePage),
+    /// A device whose memory the CPU uses in place: CPU and devices reach it at its address, as RAM.
+    Coherent(DevicePage),
     /// On the move: ask again.
     Moving,
     /// The mapping is gone.
     Unmapped,
+}
+
+impl Home {
+    /// The device page that it takes up, if any.
+    pub const fn device_page(self) -> Option<DevicePage> {
+        match self {
+            Self::Device(page) | Self::Coherent(page) => Some(page),
+            Self::System | Self::Protected | Self::Moving | Self::Unmapped => None,
+        }
+    }
 }
 
 /// The word of one page, decoded.
@@ -95,6 +118,16 @@ pub enum Place {
     Device(DevicePage),
     /// On a device, and about to come home.
     Leaving(DevicePage),
+    /// On a device, and where the program has it.
+    Coherent(DevicePage),
+}
+
+impl Place {
+    /// Whether the CPU has the page where the program has it, if there is one: whoever misses it there
+    /// finds a hole.
+    pub const fn is_in_place(self) -> bool {
+        matches!(self, Self::System | Self::Coherent(_))
+    }
 }
 
 impl WordState {
@@ -107,6 +140,7 @@ impl WordState {
             (_, Place::System) if self.protected => Home::Protected,
             (_, Place::System) => Home::System,
             (_, Place::Device(page)) if !self.dropped => Home::Device(page),
+            (_, Place::Coherent(page)) if !self.dropped => Home::Coherent(page),
             _ => Home::Moving,
         }
     }
@@ -114,7 +148,7 @@ impl WordState {
     /// The device page the word names, if any.
     pub const fn device_page(self) -> Option<DevicePage> {
         match self.place {
-            Place::Device(page) | Place::Leaving(page) => Some(page),
+            Place::Device(page) | Place::Leaving(page) | Place::Coherent(page) => Some(page),
             Place::System | Place::Collected => None,
         }
     }
@@ -128,6 +162,8 @@ const STATE: u64 = 3;
 const DROPPED: u64 = 1 << 2;
 const UNMAPPED: u64 = 1 << 3;
 const PROTECTED: u64 = 1 << 4;
+/// Of the state `DEVICE`: the CPU has the page too.
+const COHERENT: u64 = 1 << 5;
 /// Those that a change of the state keeps.
 const FLAGS: u64 = DROPPED | UNMAPPED;
 const MEMORY_SHIFT: u32 = 8;
@@ -163,8 +199,22 @@ impl PageWord {
     /// The state of the word, when the contents were given up since the page was collected: the word
     /// then says `System`, and the device page was not taken.
     pub fn settle_device(&self, page: DevicePage) -> Result<(), WordState> {
+        self.settle(DEVICE | encode(page))
+    }
+
+    /// The page lives on a device, where it is. For the holder of the block lock, and pages in RAM. As
+    /// [`PageWord::settle_device`] otherwise.
+    ///
+    /// # Errors
+    ///
+    /// As [`PageWord::settle_device`].
+    pub fn settle_coherent(&self, page: DevicePage) -> Result<(), WordState> {
+        self.settle(DEVICE | COHERENT | encode(page))
+    }
+
+    fn settle(&self, state: u64) -> Result<(), WordState> {
         let before = decode(self.update(|word| match word & DROPPED {
-            0 => (word & FLAGS) | DEVICE | encode(page),
+            0 => (word & FLAGS) | state,
             _ => (word & FLAGS) | SYSTEM,
         }));
         if before.dropped { Err(before) } else { Ok(()) }
@@ -252,6 +302,7 @@ fn decode(word: u64) -> WordState {
     let place = match word & STATE {
         SYSTEM => Place::System,
         COLLECTED => Place::Collected,
+        DEVICE if word & COHERENT != 0 => Place::Coherent(page),
         DEVICE => Place::Device(page),
         _ => Place::Leaving(page),
     };
@@ -313,6 +364,26 @@ mod tests {
         assert_eq!(word.get().home(), Home::Unmapped);
         word.map_again();
         assert_eq!(word.get().home(), Home::System);
+    }
+
+    #[test]
+    fn a_coherent_page_is_on_a_device_and_in_place() {
+        let word = PageWord::default();
+        assert_eq!(word.settle_coherent(PAGE), Ok(()));
+        assert_eq!(word.get().home(), Home::Coherent(PAGE));
+        assert_eq!(word.get().device_page(), Some(PAGE));
+        assert!(word.get().place.is_in_place());
+        word.unmap();
+        assert_eq!(word.get().home(), Home::Unmapped);
+        assert_eq!(word.get().place, Place::Coherent(PAGE));
+        word.settle_system();
+        word.map_again();
+        word.drop_contents();
+        assert!(word.settle_coherent(PAGE).is_err(), "given up before");
+        assert_eq!(word.get().place, Place::System);
+        word.saw_hole();
+        assert_eq!(word.settle_device(PAGE), Ok(()));
+        assert!(!word.get().place.is_in_place());
     }
 
     #[test]

@@ -11,6 +11,10 @@
 //! A page that is only read is not moved but copied: `write_protect` lets it stay where it is, and
 //! whoever writes it first waits for the block, and takes every copy out of reach of its device.
 //!
+//! A page for a device whose memory the CPU uses in place moves neither: `collect_coherent` takes it
+//! from no CPU, and from commit on it takes up a device page and is used where it is, by all. `collect_device`
+//! ends that.
+//!
 //! Between collect and commit nobody can reach the pages: CPU threads that touch them wait, devices
 //! were zapped and flushed. So a copy in between copies everything, once.
 //!
@@ -21,7 +25,7 @@
 //! can forget it.
 
 use crate::{DevicePage, Home, MmError};
-use gpusvm_types::{DmaAddr, OwnerId, PageIndex, Span};
+use gpusvm_types::{DmaAddr, OwnerId, PageCount, PageIndex, Span};
 
 /// What became of a page that was to be collected from RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,8 @@ pub enum Source {
     /// The page lives on another device, which does not map it any more: devices that reach each
     /// other copy it directly.
     Device(DevicePage),
+    /// The page is the device's where it is: nothing is copied.
+    InPlace,
     /// The page stays where it is.
     Kept(KeptReason),
 }
@@ -99,8 +105,22 @@ pub trait Block {
         peers: &mut dyn FnMut(PageIndex, DevicePage) -> bool,
     ) -> Result<Self::Outbound<'_>, MmError>;
 
+    /// Prepares the pages of `span` that are in RAM to be coherent: from commit on they take up device pages,
+    /// and CPU and devices use them where they are. What was never touched becomes a page of zeroes, pages
+    /// that were protected are so no more, and no device maps any of them when this returns; `owner` is
+    /// for whom. CPUs go on using them all the time. Collected pages are [`Source::InPlace`].
+    ///
+    /// # Errors
+    ///
+    /// `Gone`, `NotArmed`, or what the world's mechanism refused; then every page is where it was.
+    fn collect_coherent(
+        &mut self,
+        span: Span,
+        owner: OwnerId,
+    ) -> Result<Self::Outbound<'_>, MmError>;
+
     /// Takes the device pages of `span` that `select` names out of the reach of all devices, and
-    /// finds RAM for them.
+    /// finds RAM for them. Coherent ones are in their place already, and stay in reach of the CPU.
     ///
     /// # Errors
     ///
@@ -149,8 +169,11 @@ pub trait Inbound {
     /// What was asked for.
     fn span(&self) -> Span;
 
-    /// The pages that come home, by their place in the span; `None` for those that do not.
+    /// The pages that come home by a copy, by their place in the span; `None` for the others.
     fn leaving(&self) -> &[Option<Leaving>];
+
+    /// How many pages come home without one: coherent ones.
+    fn in_place(&self) -> PageCount;
 
     /// Lets the pages live in RAM from now on, and gives the device pages back to their memory.
     ///

@@ -29,6 +29,8 @@ pub enum Seen {
     System,
     /// A page of a device.
     Device(DevicePage),
+    /// A page of a device whose memory the CPU uses in place.
+    Coherent(DevicePage),
     /// A page that is on the move.
     Moving,
 }
@@ -37,7 +39,7 @@ impl Seen {
     /// Whether there is a page, wherever it is.
     pub const fn is_populated(self) -> bool {
         match self {
-            Self::System | Self::Device(_) | Self::Moving => true,
+            Self::System | Self::Device(_) | Self::Coherent(_) | Self::Moving => true,
             Self::Unmapped | Self::Absent => false,
         }
     }
@@ -47,6 +49,7 @@ impl Seen {
         match home {
             Home::System | Home::Protected => None,
             Home::Device(page) => Some(Self::Device(page)),
+            Home::Coherent(page) => Some(Self::Coherent(page)),
             Home::Moving => Some(Self::Moving),
             Home::Unmapped => Some(Self::Unmapped),
         }

@@ -198,8 +198,9 @@ pub trait AddressSpace: Send + Sync + core::fmt::Debug + Sized + 'static {
     fn can_watch_writes(&self) -> bool;
 
     /// Where the pages of `span` live, none of them on the move: `hmm_range_fault`. Device pages of
-    /// other owners than `owner` come home first; protected pages, if they are to be written, are
-    /// unprotected first, and then no page is [`Home::Protected`].
+    /// other owners than `owner` come home first, coherent ones only where no owner is named: everybody
+    /// reaches them as RAM. Protected pages, if they are to be written, are unprotected first, and then no
+    /// page is [`Home::Protected`].
     ///
     /// # Errors
     ///

@@ -64,9 +64,22 @@ pub trait DevmemOps: Send + Sync + core::fmt::Debug {
         cause: Cause,
     ) -> Result<(), DevmemError>;
 
+    /// So many pages became coherent in the allocation, or ceased to be: nothing was copied. To count them;
+    /// called with a block locked, also by a fault handler: it must not allocate and not wait.
+    fn moved_in_place(&self, _way: Way, _pages: PageCount, _cause: Cause) {}
+
     /// Gives the memory back. Called once, from whichever thread freed the last page, possibly with
     /// a block locked: it must not wait.
     fn release(&self);
+}
+
+/// Which way pages go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To the device.
+    ToDevice,
+    /// Home.
+    ToRam,
 }
 
 /// What the device's part of a migration failed at.
@@ -226,6 +239,13 @@ impl Devmem {
         match holder {
             Holder::Faults => &self.leases[0],
             Holder::CannotFault => &self.leases[1],
+        }
+    }
+
+    /// Coherent pages of it are RAM's again.
+    pub(crate) fn came_home_in_place(&self, pages: PageCount, cause: Cause) {
+        if pages > PageCount::ZERO {
+            self.ops.moved_in_place(Way::ToRam, pages, cause);
         }
     }
 

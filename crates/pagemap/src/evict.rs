@@ -108,7 +108,9 @@ fn walk<M: AddressSpace>(
         devmem
             .ops()
             .copy_to_ram(&mut pieces::to_ram(collected.leaving()), None, cause)?;
+        let in_place = collected.in_place();
         collected.commit().map_err(gone_or)?;
+        devmem.came_home_in_place(in_place, cause);
     }
     Ok(walked)
 }

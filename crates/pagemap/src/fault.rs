@@ -49,8 +49,12 @@ pub(crate) fn migrate_to_ram<M: AddressSpace>(
     if copied.is_err() {
         return FaultOutcome::Failed;
     }
+    let in_place = collected.in_place();
     match collected.commit() {
-        Ok(()) => FaultOutcome::Served,
+        Ok(()) => {
+            devmem.came_home_in_place(in_place, cause(fault.wanted));
+            FaultOutcome::Served
+        }
         Err(_) => FaultOutcome::Failed,
     }
 }

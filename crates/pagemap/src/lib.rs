@@ -56,7 +56,7 @@ pub mod pieces;
 pub mod error;
 
 pub use addr::PagemapAddr;
-pub use devmem::{Devmem, DevmemError, DevmemOps, Holder, Holds, PreMigrateFence};
+pub use devmem::{Devmem, DevmemError, DevmemOps, Holder, Holds, PreMigrateFence, Way};
 pub use duplicate::Duplicate;
 pub use error::{EvictError, MigrateError};
 pub use migrate::{MigrateRequest, Migrated, Mode};

@@ -7,10 +7,13 @@
 //!                   |                                                         |
 //!                   `----- any failure: drop, in the reverse order -----------'---> put back
 //! ```
+//!
+//! To memory that the CPU uses in place, nothing is copied: what is in RAM becomes coherent where it is, and
+//! what is on devices stays there. Whoever wants that too brings it home first.
 
 use crate::peer_copy::PeerCopies;
 use crate::pieces::{self, Cause};
-use crate::{Devmem, DevmemError, MigrateError, Pagemap};
+use crate::{Devmem, DevmemError, MigrateError, Pagemap, Way};
 use alloc::sync::Arc;
 use core::time::Duration;
 use gpusvm_mm::{AddressSpace, Block, KeptReason, MmError, Outbound, Source};
@@ -27,6 +30,8 @@ pub struct MigrateRequest {
     pub mode: Mode,
     /// Why they move.
     pub cause: Cause,
+    /// Whether they leave the reach of the CPU also if the memory is coherent.
+    pub exclusive: bool,
 }
 
 /// What to do about pages that cannot move.
@@ -93,9 +98,13 @@ fn try_migrate<M: AddressSpace>(
     let mut peers = PeerCopies::new(pagemap, &bound);
     let mut block = mm.lock_block(span)?;
     let now = mm.now();
-    let collected = block.collect(span, pagemap.owner(), &mut |_, page| {
-        peers.may_take(page, now)
-    })?;
+    let in_place = pagemap.is_coherent() && !request.exclusive;
+    let collected = match in_place {
+        true => block.collect_coherent(span, pagemap.owner())?,
+        false => block.collect(span, pagemap.owner(), &mut |_, page| {
+            peers.may_take(page, now)
+        })?,
+    };
     let moved = count(collected.sources());
     match moved {
         PageCount::ZERO if request.mode == Mode::Partial && is_here(pagemap, &collected) => {
@@ -108,7 +117,12 @@ fn try_migrate<M: AddressSpace>(
         }
         _ => {}
     }
-    copy(devmem, collected.sources(), pfns, &peers, request.cause).map_err(failed)?;
+    if in_place {
+        let way = Way::ToDevice;
+        devmem.ops().moved_in_place(way, moved, request.cause);
+    } else {
+        copy(devmem, collected.sources(), pfns, &peers, request.cause).map_err(failed)?;
+    }
 
     devmem.start_timeslice(mm.now(), request.timeslice);
     let zdd = pagemap.zdds.begin(devmem, pfns);

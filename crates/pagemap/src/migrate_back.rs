@@ -115,13 +115,9 @@ fn bring<M: AddressSpace>(
     (span, page): (Span, PageIndex),
     cause: Cause,
 ) -> Result<Came, MigrateError> {
-    let Home::Device(device) = block.home(page) else {
-        return Ok(Came::Home(PageCount::ZERO));
-    };
-    let zdd = pagemap
-        .contains(device)
-        .then(|| pagemap.zdds.of(device.pfn));
-    let Some(zdd) = zdd.flatten() else {
+    let device = block.home(page).device_page();
+    let device = device.filter(|device| pagemap.contains(*device));
+    let Some(zdd) = device.and_then(|device| pagemap.zdds.of(device.pfn)) else {
         return Ok(Came::Home(PageCount::ZERO));
     };
     let Some(devmem) = pagemap.zdds.devmem(zdd) else {
@@ -139,12 +135,14 @@ fn bring<M: AddressSpace>(
     let copied = devmem.ops().copy_to_ram(&mut pieces, None, cause);
     drop(pieces);
     copied.map_err(|error| MigrateError::Devmem { span, error })?;
+    let in_place = collected.in_place();
     collected.commit()?;
+    devmem.came_home_in_place(in_place, cause);
     // What was unmapped meanwhile stays: the event says what becomes of it.
     let is_home = |page| matches!(block.home(page), Home::System | Home::Protected);
     let pages = span.pages().zip(leave);
     let count = pages
         .filter(|(page, leaves)| *leaves && is_home(*page))
         .count();
-    Ok(Came::Home(PageCount::from_usize(count)))
+    Ok(Came::Home(PageCount::from_usize(count) + in_place))
 }

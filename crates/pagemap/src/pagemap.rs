@@ -43,6 +43,21 @@ pub trait PagemapOps<M: AddressSpace>: Send + Sync + core::fmt::Debug {
         cause: Cause,
     ) -> Result<(), MigrateError>;
 
+    /// As `populate`, out of the reach of the CPU: of memory that is not coherent, that is the same.
+    ///
+    /// # Errors
+    ///
+    /// As `populate`.
+    fn populate_exclusive(
+        &self,
+        pagemap: &Arc<Pagemap<M>>,
+        span: Span,
+        timeslice: Duration,
+        cause: Cause,
+    ) -> Result<(), MigrateError> {
+        self.populate(pagemap, span, timeslice, cause)
+    }
+
     /// How `peer` reaches a page of this memory; `peer` can be the device itself. `None` when it
     /// cannot: the page then has to come home. Called with or without a block locked. What it
     /// returned is given to `device_unmap` once.
@@ -62,6 +77,9 @@ pub struct PagemapSpec {
     pub owner: OwnerId,
     /// How many pages it has.
     pub pages: PageCount,
+    /// Whether the CPU uses its pages in place (`MEMORY_DEVICE_COHERENT`): then pages that come stay where
+    /// the program has them, unless they come to be exclusive.
+    pub coherent: bool,
 }
 
 /// A device's memory in an address space.
@@ -184,6 +202,11 @@ impl<M: AddressSpace> Pagemap<M> {
         self.spec.pages
     }
 
+    /// Whether the CPU uses its pages in place.
+    pub fn is_coherent(&self) -> bool {
+        self.spec.coherent
+    }
+
     /// A page of it, as the address space names it.
     ///
     /// # Panics
@@ -228,10 +251,29 @@ impl<M: AddressSpace> Pagemap<M> {
     ) -> Result<(), MigrateError> {
         gpusvm_sync::walk!("populate");
         let _mm = self.mm.upgrade().ok_or(MmError::Gone)?;
-        // Not kept: the migrations within enter for themselves.
+        self.bound_ops(span)?.populate(self, span, timeslice, cause)
+    }
+
+    /// As [`Pagemap::populate`], out of the reach of the CPU, also where the memory is coherent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pagemap::populate`].
+    pub fn populate_exclusive(
+        self: &Arc<Self>,
+        span: Span,
+        timeslice: Duration,
+        cause: Cause,
+    ) -> Result<(), MigrateError> {
+        let _mm = self.mm.upgrade().ok_or(MmError::Gone)?;
+        let ops = self.bound_ops(span)?;
+        ops.populate_exclusive(self, span, timeslice, cause)
+    }
+
+    /// Not kept bound: the migrations within enter for themselves.
+    fn bound_ops(&self, span: Span) -> Result<Arc<dyn PagemapOps<M>>, MigrateError> {
         let ops = self.binding.read().clone();
-        let ops = ops.ok_or(MigrateError::Unbound { span })?;
-        ops.populate(self, span, timeslice, cause)
+        ops.ok_or(MigrateError::Unbound { span })
     }
 
     /// For `peer` to reach pages of this memory. `None` while it is unbound.

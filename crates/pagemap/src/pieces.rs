@@ -128,7 +128,7 @@ pub(crate) fn to_devmem<'a>(
                 to: pfn.dev_addr(),
                 len: PAGE_SIZE,
             }),
-            Source::Device(_) | Source::Kept(_) => None,
+            Source::Device(_) | Source::InPlace | Source::Kept(_) => None,
         });
     merged(single, |a, b| match (a, b) {
         (

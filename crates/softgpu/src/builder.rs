@@ -54,6 +54,9 @@ pub enum SoftGpuError {
         /// The most there can be.
         most: usize,
     },
+    /// A device whose memory the CPU uses in place, and that does not reach RAM.
+    #[error("coherent memory is reached in place: the device must reach RAM, and does not")]
+    NotCoherent,
     /// The process has no room on its record of engine threads for the units.
     #[error("no room for {units} units in this process: {source}")]
     TooManyThreads {
@@ -107,6 +110,7 @@ pub struct Builder {
     units: usize,
     faults: FaultMode,
     coherent: bool,
+    coherent_memory: bool,
     atomics_on_ram: bool,
     fabric: Option<Fabric>,
 }
@@ -120,6 +124,7 @@ impl Builder {
             units: 4,
             faults: FaultMode::Replayable,
             coherent: true,
+            coherent_memory: false,
             atomics_on_ram: true,
             fabric: None,
         }
@@ -145,6 +150,22 @@ impl Builder {
         Self { coherent, ..self }
     }
 
+    /// Whether the CPU uses its memory in place (the kernel's `MEMORY_DEVICE_COHERENT`): pages that migrate to
+    /// it are the device's, and count as such, but a touch of the CPU reads and writes them where they are, moves
+    /// nothing and does not fault. A device in software has no other bytes than RAM's; so such a page is
+    /// not copied either: device memory is set aside for it, and CPU and device work on the same page. It
+    /// works on every rung. Such a device reaches RAM in place.
+    ///
+    /// What is to be exclusive to the device, because its atomic operations do not work on RAM, is taken
+    /// from the CPU all the same, and a touch of the CPU takes it back. A launch that declares memory must
+    /// declare its atomic operations too then: what it declares to read stays coherent for it.
+    pub fn coherent_memory(self, coherent_memory: bool) -> Self {
+        Self {
+            coherent_memory,
+            ..self
+        }
+    }
+
     /// Whether its atomic operations work on RAM, where it reaches RAM at all. On a device where they do not,
     /// pages come to device memory for them: while they are mapped there, no one else touches them.
     pub fn atomics_on_ram(self, atomics_on_ram: bool) -> Self {
@@ -166,7 +187,7 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// `NoVram`, `UnalignedVram`, `TooMuchVram`, `UnitCount` for what cannot be; `Reserve`,
+    /// `NoVram`, `UnalignedVram`, `TooMuchVram`, `UnitCount`, `NotCoherent` for what cannot be; `Reserve`,
     /// `Thread`, `TooManyThreads`, `TooManyPeers`, `Handler` for what there is no room for, or the
     /// system refuses.
     pub fn build(self) -> Result<Arc<SoftGpu>, SoftGpuError> {
@@ -225,6 +246,9 @@ impl Builder {
                 most: MOST_VRAM,
             });
         }
+        if self.coherent_memory && !(self.coherent && guarded::SUPPORTED) {
+            return Err(SoftGpuError::NotCoherent);
+        }
         if units == 0 || units > MOST_UNITS {
             return Err(SoftGpuError::UnitCount {
                 units,
@@ -242,6 +266,7 @@ impl Builder {
             page_sizes: PageSizes::COMMON,
             faults: self.faults,
             coherent,
+            coherent_memory: self.coherent_memory,
             atomics_on_ram: coherent && self.atomics_on_ram,
             fabric: self.fabric.filter(|_| guarded::SUPPORTED),
         }

@@ -3,7 +3,7 @@
 use crate::reached::Reached;
 use crate::{Copies, DeviceIndex, FaultCtx, GetPagesError, GpuSvm, Permission, Range, pages};
 use alloc::sync::Arc;
-use gpusvm_mm::{AddressSpace, DevicePage, Home, Intent, Sequence};
+use gpusvm_mm::{AddressSpace, DeviceMemoryId, DevicePage, Home, Intent, Sequence};
 use gpusvm_pagemap::{Pagemap, PagemapAddr, Pagemaps, Peer};
 use gpusvm_types::{DmaAddr, Span, VirtAddr};
 
@@ -42,10 +42,12 @@ pub struct Prepared<M: AddressSpace> {
     pub(crate) sequence: Sequence,
     pub(crate) permission: Permission,
     pub(crate) reached: Reached<M>,
+    /// Whether a page takes up none of the device's own memory.
+    is_any_elsewhere: bool,
 }
 
 impl<M: AddressSpace> Prepared<M> {
-    /// Whether any of them is in RAM.
+    /// Whether the device reaches any of them as RAM, coherent ones among them.
     pub fn is_partly_in_ram(&self) -> bool {
         let in_ram = |run: &PageRun| matches!(run.address, PagemapAddr::System(_));
         self.runs().iter().any(in_ram)
@@ -53,8 +55,7 @@ impl<M: AddressSpace> Prepared<M> {
 
     /// Whether all of them are in the device's own memory.
     pub fn is_in_vram(&self) -> bool {
-        let in_vram = |run: &PageRun| matches!(run.address, PagemapAddr::Vram(_));
-        self.runs().iter().all(in_vram)
+        !self.is_any_elsewhere
     }
 
     /// The pages.
@@ -127,6 +128,7 @@ impl<M: AddressSpace> GpuSvm<M> {
             device: reach.device,
             sequence,
             permission,
+            is_any_elsewhere: mapper.is_any_elsewhere,
             reached: mapper.reached,
         })
     }
@@ -148,6 +150,10 @@ struct Mapper<'a, M: AddressSpace> {
     ctx: &'a FaultCtx,
     /// Whether a page so far is in RAM.
     any_in_ram: bool,
+    /// Whether a page so far is not in the device's own memory.
+    is_any_elsewhere: bool,
+    /// The coherent memory that was met last, and whether it is the device's own.
+    coherent: Option<(DeviceMemoryId, bool)>,
     /// The memory that the device pages so far are of.
     pagemap: Option<Arc<Pagemap<M>>>,
     reached: Reached<M>,
@@ -159,6 +165,8 @@ impl<'a, M: AddressSpace> Mapper<'a, M> {
             reach,
             ctx,
             any_in_ram: false,
+            is_any_elsewhere: false,
+            coherent: None,
             pagemap: None,
             reached: Reached::nothing(),
         }
@@ -169,6 +177,7 @@ impl<'a, M: AddressSpace> Mapper<'a, M> {
         match home {
             Home::System | Home::Protected => self.in_ram(at),
             Home::Device(device) => self.on_device(at, device),
+            Home::Coherent(device) => self.in_place(at, device),
             Home::Moving | Home::Unmapped => {
                 let span = Span::page_of(at);
                 Err(GetPagesError::Unmapped { span })
@@ -184,10 +193,35 @@ impl<'a, M: AddressSpace> Mapper<'a, M> {
             return Err(GetPagesError::NotOnDevice { at });
         }
         self.any_in_ram = true;
+        self.is_any_elsewhere = true;
+        self.as_ram(at)
+    }
+
+    /// As everybody reaches a page that the CPU uses.
+    fn as_ram(&self, at: VirtAddr) -> Result<PagemapAddr, GetPagesError> {
         match self.reach.ram {
             true => Ok(PagemapAddr::System(DmaAddr::new(at.get()))),
             false => Err(GetPagesError::OutOfReach { at }),
         }
+    }
+
+    /// A coherent page. Where only device memory will do, the CPU must not have it, and no other device.
+    fn in_place(&mut self, at: VirtAddr, page: DevicePage) -> Result<PagemapAddr, GetPagesError> {
+        let is_own = match self.coherent {
+            Some((memory, is_own)) if memory == page.memory => is_own,
+            _ => {
+                let pagemap = self.reach.pagemaps.page_to_pagemap(page);
+                pagemap.is_some_and(|pagemap| pagemap.peer() == self.reach.peer)
+            }
+        };
+        self.coherent = Some((page.memory, is_own));
+        match (self.ctx.devmem_only, is_own) {
+            (true, true) => return Err(GetPagesError::NotOnDevice { at }),
+            (true, false) => return Err(GetPagesError::OutOfReach { at }),
+            (false, _) => {}
+        }
+        self.is_any_elsewhere |= !is_own;
+        self.as_ram(at)
     }
 
     fn on_device(&mut self, at: VirtAddr, page: DevicePage) -> Result<PagemapAddr, GetPagesError> {
@@ -208,6 +242,8 @@ impl<'a, M: AddressSpace> Mapper<'a, M> {
                 self.reached.reach_through(importer)
             }
         };
-        importer.device_map(page.pfn).ok_or(out_of_reach)
+        let address = importer.device_map(page.pfn).ok_or(out_of_reach)?;
+        self.is_any_elsewhere |= !matches!(address, PagemapAddr::Vram(_));
+        Ok(address)
     }
 }

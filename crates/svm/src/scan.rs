@@ -89,7 +89,7 @@ impl Places {
             match *seen {
                 Seen::Unmapped | Seen::Absent | Seen::Moving => self.is_any_missing = true,
                 Seen::System => self.is_any_in_ram = true,
-                Seen::Device(page) => {
+                Seen::Device(page) | Seen::Coherent(page) => {
                     let first = *self.memory.get_or_insert(page.memory);
                     self.is_any_in_another |= first != page.memory;
                 }

@@ -65,6 +65,7 @@ impl PagemapOps<Process> for Counting {
             timeslice,
             mode: Mode::AllOrNothing,
             cause,
+            exclusive: false,
         };
         migrate::migrate_to_devmem(pagemap, &devmem, &request).map(drop)
     }
@@ -198,6 +199,7 @@ impl World {
                 peer: owner.peer(),
                 owner: owner.id(),
                 pages: vram.pages(),
+                coherent: false,
             };
             let pagemap = Pagemap::new(&pagemaps, spec, ops.clone()).unwrap();
             (pagemap, ops)

@@ -50,7 +50,7 @@ fn homes<W: World>(
     let mut seen: BTreeMap<DevicePage, PageIndex> = BTreeMap::new();
     for page in spans.iter().flat_map(|span| span.pages()) {
         match home_of(mm, page.start()) {
-            Home::Device(device) => {
+            Home::Device(device) | Home::Coherent(device) => {
                 if homes.insert(page, device).is_none()
                     && let Some(other) = seen.insert(device, page)
                 {
@@ -100,7 +100,7 @@ fn mappings_lead_home<W: World>(
             _ => {}
         }
         let wanted = match home_of(mm, at) {
-            Home::System => Some(Target::System(DmaAddr::new(at.get()))),
+            Home::System | Home::Coherent(_) => Some(Target::System(DmaAddr::new(at.get()))),
             Home::Protected => {
                 copy_is_the_same(world, mirror, page, &entry, says);
                 continue;

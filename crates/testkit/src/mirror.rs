@@ -31,8 +31,18 @@ pub enum Snap {
         /// Whether it may be written.
         writable: bool,
     },
+    /// In the memory of this device, where the CPU uses it.
+    Coherent {
+        /// Whether it may be written.
+        writable: bool,
+    },
     /// In the memory of another.
     Elsewhere,
+    /// In the memory of another, where the CPU uses it.
+    CoherentElsewhere {
+        /// Whether it may be written.
+        writable: bool,
+    },
     /// On its way.
     Moving,
 }
@@ -161,7 +171,7 @@ impl<M: AddressSpace> Mirror<M> {
     /// How many pages of `span` live on this device.
     pub fn on_device(&self, span: Span) -> PageCount {
         let snaps = self.snapshot(span);
-        let local = |snap: &&Snap| matches!(snap, Snap::Local { .. });
+        let local = |snap: &&Snap| matches!(snap, Snap::Local { .. } | Snap::Coherent { .. });
         PageCount::from_usize(snaps.iter().filter(local).count())
     }
 
@@ -181,6 +191,8 @@ impl<M: AddressSpace> Mirror<M> {
             Home::System | Home::Protected => Snap::System { writable },
             Home::Device(page) if self.pagemap().contains(page) => Snap::Local { writable },
             Home::Device(_) => Snap::Elsewhere,
+            Home::Coherent(page) if self.pagemap().contains(page) => Snap::Coherent { writable },
+            Home::Coherent(_) => Snap::CoherentElsewhere { writable },
             Home::Moving => Snap::Moving,
             Home::Unmapped => Snap::Error,
         }

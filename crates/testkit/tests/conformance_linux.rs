@@ -11,10 +11,7 @@ macro_rules! tests {
     ($module:ident, $model:expr, $faults:expr; $($case:ident),* $(,)?) => {
         mod $module {
             use super::*;
-            const KIT: Kit = Kit {
-                model: $model,
-                faults: $faults,
-            };
+            const KIT: Kit = Kit::new($model, $faults);
             $(
                 #[test]
                 fn $case() {

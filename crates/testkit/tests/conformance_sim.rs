@@ -10,10 +10,7 @@ macro_rules! tests {
     ($module:ident, $faults:expr; $($case:ident),* $(,)?) => {
         mod $module {
             use super::*;
-            const KIT: Kit = Kit {
-                model: Model::Dmirror,
-                faults: $faults,
-            };
+            const KIT: Kit = Kit::new(Model::Dmirror, $faults);
             $(
                 #[test]
                 fn $case() {

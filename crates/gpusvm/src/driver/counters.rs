@@ -189,6 +189,10 @@ pub struct RegionStats {
     pub to_ram: Moved,
     /// What its engine brought to other devices.
     pub to_peer: Moved,
+    /// What became coherent in it, and was not copied.
+    pub to_coherent: Moved,
+    /// What of that is RAM's again.
+    pub from_coherent: Moved,
     /// Allocations that went for others.
     pub evictions: u64,
     /// How much there is.
@@ -230,6 +234,8 @@ pub(crate) struct Traffic {
     pub(crate) to_device: Direction,
     pub(crate) to_ram: Direction,
     pub(crate) to_peer: Direction,
+    pub(crate) to_coherent: Direction,
+    pub(crate) from_coherent: Direction,
     pub(crate) evictions: AtomicU64,
     objects: AtomicU64,
     object_pages: AtomicU64,
@@ -267,6 +273,8 @@ impl Traffic {
             to_device: self.to_device.snapshot(),
             to_ram: self.to_ram.snapshot(),
             to_peer: self.to_peer.snapshot(),
+            to_coherent: self.to_coherent.snapshot(),
+            from_coherent: self.from_coherent.snapshot(),
             evictions: self.evictions.load(Ordering::Relaxed),
             total: vram.total(),
             used: vram.used(),

@@ -17,7 +17,7 @@ use core::cell::Cell;
 use gpusvm_device::{BlockRun, CopyOp, DeviceError, Fence};
 use gpusvm_mm::AddressSpace;
 use gpusvm_pagemap::{
-    Cause, Devmem, DevmemError, DevmemOps, PagemapAddr, PreMigrateFence, ToDevmem, ToRam,
+    Cause, Devmem, DevmemError, DevmemOps, PagemapAddr, PreMigrateFence, ToDevmem, ToRam, Way,
 };
 use gpusvm_sync::Arc;
 use gpusvm_types::{ByteSize, DevicePfn, DmaAddr, PageCount};
@@ -195,6 +195,15 @@ impl<M: AddressSpace> DevmemOps for Bo<M> {
             traffic.to_ram.count(cause, bytes - to_peers, took);
         }
         Ok(())
+    }
+
+    fn moved_in_place(&self, way: Way, pages: PageCount, cause: Cause) {
+        let traffic = &self.memory.traffic;
+        let direction = match way {
+            Way::ToDevice => &traffic.to_coherent,
+            Way::ToRam => &traffic.from_coherent,
+        };
+        direction.count(cause, pages.bytes(), Duration::ZERO);
     }
 
     fn release(&self) {

@@ -117,11 +117,14 @@ impl<M: AddressSpace> Vm<M> {
         }
         let mut homes = vec![Home::System; span.page_count().as_usize()];
         mm.range_fault(span, Some(pagemap.owner()), Intent::Read, &mut homes)?;
-        let is_here = |home: &Home| matches!(*home, Home::Device(page) if pagemap.contains(page));
+        let is_here = |home: &Home| {
+            home.device_page()
+                .is_some_and(|page| pagemap.contains(page))
+        };
         if homes.iter().all(is_here) {
             return Ok(None);
         }
-        let is_on_a_device = |home: &Home| matches!(home, Home::Device(_));
+        let is_on_a_device = |home: &Home| home.device_page().is_some();
         if homes.iter().any(is_on_a_device) && !self.take_home(range)? {
             return Err(MigrateError::NothingCollected { span });
         }

@@ -37,6 +37,20 @@ impl<M: AddressSpace> Vm<M> {
         })
     }
 
+    /// As [`Vm::migrate_pages`], out of the reach of the CPU, also where the memory is coherent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::migrate_to_devmem`].
+    pub fn migrate_exclusive(&self, span: Span, cause: Cause) -> Result<(), MigrateError> {
+        self.each_range(span, |range| {
+            let (pagemap, timeslice) = (self.region.pagemap(), Duration::ZERO);
+            let piece = range.intersection(span);
+            let populate = |piece| pagemap.populate_exclusive(piece, timeslice, cause);
+            piece.map_or(Ok(()), populate)
+        })
+    }
+
     fn each_range(
         &self,
         span: Span,

@@ -147,7 +147,12 @@ fn migrate<M: AddressSpace>(
     gpusvm_sync::walk!("migrate");
     let _time = vm.time(range, Stage::Migrate);
     let pagemap = vm.region.pagemap();
-    match pagemap.populate(range.span(), ctx.timeslice, request.cause) {
+    let (span, cause) = (range.span(), request.cause);
+    let populated = match ctx.devmem_only {
+        true => pagemap.populate_exclusive(span, ctx.timeslice, cause),
+        false => pagemap.populate(span, ctx.timeslice, cause),
+    };
+    match populated {
         Ok(()) => Ok(()),
         Err(MigrateError::Mm(MmError::Gone)) => Err(FaultError::Closed { at: request.at }),
         Err(MigrateError::NoSpace { .. }) if ctx.devmem_only => Err(FaultError::Gave {

@@ -9,7 +9,7 @@ use gpusvm_pagemap::{
     PagemapOps, Peer, migrate,
 };
 use gpusvm_sync::Arc;
-use gpusvm_types::{DevicePfn, PageCount, Span};
+use gpusvm_types::{DevicePfn, PageCount, PageIndex, Span};
 
 /// The driver's part of a device's memory.
 #[derive(Debug)]
@@ -27,8 +27,29 @@ impl<M: AddressSpace> PagemapOps<M> for RegionOps<M> {
         cause: Cause,
     ) -> Result<(), MigrateError> {
         gpusvm_sync::walk!("populate");
+        let how = How {
+            timeslice,
+            cause,
+            exclusive: false,
+        };
         let mut blocks = span.blocks();
-        blocks.try_for_each(|piece| self.populate_in_block(pagemap, piece, timeslice, cause))
+        blocks.try_for_each(|piece| self.populate_in_block(pagemap, piece, &how))
+    }
+
+    fn populate_exclusive(
+        &self,
+        pagemap: &Arc<Pagemap<M>>,
+        span: Span,
+        timeslice: Duration,
+        cause: Cause,
+    ) -> Result<(), MigrateError> {
+        let how = How {
+            timeslice,
+            cause,
+            exclusive: true,
+        };
+        let mut blocks = span.blocks();
+        blocks.try_for_each(|piece| self.populate_in_block(pagemap, piece, &how))
     }
 
     fn device_map(&self, page: DevicePfn, peer: Peer) -> Option<PagemapAddr> {
@@ -46,6 +67,14 @@ impl<M: AddressSpace> PagemapOps<M> for RegionOps<M> {
     fn device_unmap(&self, _: PagemapAddr, _: Peer) {
         // Neither a device's own memory nor a peer's aperture needs a mapping to be reached.
     }
+}
+
+/// How pages come.
+#[derive(Clone, Copy, Debug)]
+struct How {
+    timeslice: Duration,
+    cause: Cause,
+    exclusive: bool,
 }
 
 impl<M: AddressSpace> Drop for RegionOps<M> {
@@ -73,26 +102,43 @@ impl<M: AddressSpace> RegionOps<M> {
         &self,
         pagemap: &Pagemap<M>,
         span: Span,
-        timeslice: Duration,
-        cause: Cause,
+        how: &How,
     ) -> Result<(), MigrateError> {
         let request = |span| MigrateRequest {
             span,
-            timeslice,
+            timeslice: how.timeslice,
             mode: Mode::Partial,
-            cause,
+            cause: how.cause,
+            exclusive: how.exclusive,
         };
+        let in_place = pagemap.is_coherent() && !how.exclusive;
         let mm = self.memory.mm.upgrade().ok_or(MmError::Gone)?;
         // Before the move is announced: who declares memory waits for those that are.
         let _no_fork = mm.no_fork().ok_or(MmError::Gone)?;
         let mut homes = vec![Home::System; span.page_count().as_usize()];
         mm.range_fault(span, Some(pagemap.owner()), Intent::Read, &mut homes)?;
-        let runs = runs_elsewhere(pagemap, span, &homes);
+        let is_elsewhere = |home: &Home| match *home {
+            Home::System | Home::Protected => true,
+            Home::Device(page) => !pagemap.contains(page),
+            Home::Coherent(page) => !in_place || !pagemap.contains(page),
+            Home::Moving | Home::Unmapped => false,
+        };
+        let runs = runs(span, |page| is_elsewhere(&homes[span.index_of(page)]));
         let is_declared = || self.memory.stays.is_staying(span);
-        if !runs.is_empty() && (is_declared() || self.must_stay(&mm, pagemap, &homes)) {
+        let leaving = homes.iter().filter(|home| is_elsewhere(home));
+        if !runs.is_empty() && (is_declared() || self.must_stay(&mm, pagemap, leaving)) {
             return Err(MigrateError::NothingCollected { span });
         }
         for run in runs {
+            // What is coherent goes from device to device by way of RAM, where it is already.
+            let mut pages = run.pages().map(|page| homes[span.index_of(page)]);
+            if pages.any(|home| match home {
+                Home::Coherent(_) => true,
+                home => in_place && home.device_page().is_some(),
+            }) {
+                let mut homes = vec![Home::System; run.page_count().as_usize()];
+                mm.range_fault(run, None, Intent::Read, &mut homes)?;
+            }
             match self.populate_run(pagemap, &request(run)) {
                 // One of the engines does not copy to the other device: through RAM, then.
                 Err(MigrateError::Devmem {
@@ -129,35 +175,35 @@ impl<M: AddressSpace> RegionOps<M> {
         Ok(())
     }
 
-    /// Whether a page lives on a peer and may not leave it now.
-    fn must_stay(&self, mm: &M, pagemap: &Pagemap<M>, homes: &[Home]) -> bool {
+    /// Whether any of the pages lives on a device and may not leave it now. A timeslice is kept for the
+    /// device, not against it.
+    fn must_stay<'a>(
+        &self,
+        mm: &M,
+        pagemap: &Pagemap<M>,
+        leaving: impl Iterator<Item = &'a Home>,
+    ) -> bool {
         let Some(pagemaps) = self.memory.pagemaps.upgrade() else {
             return false;
         };
         let now = mm.now();
-        let of_peers = homes.iter().filter_map(|home| match *home {
-            Home::Device(page) if !pagemap.contains(page) => Some(page),
-            _ => None,
-        });
+        let of_devices = leaving.filter_map(|home| home.device_page());
         let devmem_of = |page| pagemaps.page_to_pagemap(page)?.devmem_of(page);
-        let mut allocations = of_peers.filter_map(devmem_of);
-        allocations.any(|devmem| devmem.stays_until(now, Holds::All).is_some())
+        let mut allocations = of_devices.filter_map(|page| {
+            let holds = match pagemap.contains(page) {
+                true => Holds::Leases,
+                false => Holds::All,
+            };
+            devmem_of(page).map(|devmem| (devmem, holds))
+        });
+        allocations.any(|(devmem, holds)| devmem.stays_until(now, holds).is_some())
     }
 }
 
-/// The longest pieces of `span` whose pages are not in this memory.
-fn runs_elsewhere<M: AddressSpace>(pagemap: &Pagemap<M>, span: Span, homes: &[Home]) -> Vec<Span> {
-    let is_elsewhere = |home: &Home| match *home {
-        Home::System | Home::Protected => true,
-        Home::Device(page) => !pagemap.contains(page),
-        Home::Moving | Home::Unmapped => false,
-    };
+/// The longest pieces of `span` whose pages are such.
+fn runs(span: Span, is_such: impl Fn(PageIndex) -> bool) -> Vec<Span> {
     let mut runs: Vec<Span> = Vec::new();
-    for (page, _) in span
-        .pages()
-        .zip(homes)
-        .filter(|(_, home)| is_elsewhere(home))
-    {
+    for page in span.pages().filter(|page| is_such(*page)) {
         let page = Span::of_pages(page, PageCount::ONE);
         match runs.last_mut() {
             Some(run) if run.end() == page.start() => *run = run.union(page),

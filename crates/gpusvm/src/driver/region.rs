@@ -84,6 +84,7 @@ impl<M: AddressSpace> VramRegion<M> {
             peer: owner.peer(),
             owner: owner.id(),
             pages,
+            coherent: memory.device.caps().coherent_memory,
         };
         let ops = Arc::new(RegionOps::new(&memory));
         let pagemap = Pagemap::new(devices.pagemaps(), spec, Arc::clone(&ops) as _)?;

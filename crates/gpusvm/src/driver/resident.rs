@@ -161,7 +161,7 @@ impl<M: AddressSpace> Vm<M> {
         };
         for page in range.span().pages() {
             let home = block.as_ref().map(|block| block.home(page));
-            if let Some(Home::Device(page)) = home {
+            if let Some(page) = home.and_then(Home::device_page) {
                 let pagemap = self.region.devices().pagemaps().page_to_pagemap(page);
                 let devmem = pagemap.and_then(|pagemap| pagemap.devmem_of(page));
                 devmem

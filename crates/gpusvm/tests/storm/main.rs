@@ -202,11 +202,15 @@ impl Policy for Copies {
     }
 }
 
-/// An engine on a rung, or `None` if the rung is not to be had here. Every other seed has pages marked that are on
-/// devices.
+/// An engine on a rung, or `None` if the rung is not to be had here. The seed says whose memory the CPU
+/// uses in place, and whether pages are marked that are on devices.
 fn engine(rung: Rung, seed: u64) -> Option<Svm> {
-    let gpu = || SoftGpu::builder().vram(VRAM).units(2).build().unwrap();
-    let builder = Svm::builder().device(gpu()).device(gpu());
+    let gpu = |bit: u64| {
+        let coherent = seed & bit != 0 && !is_left_out("coherent");
+        let gpu = SoftGpu::builder().vram(VRAM).units(2);
+        gpu.coherent_memory(coherent).build().unwrap()
+    };
+    let builder = Svm::builder().device(gpu(1)).device(gpu(2));
     let policy = MigrateOnTouch::default();
     let builder = match is_left_out("copies") {
         true => builder.policy(Arc::new(policy)),

@@ -111,9 +111,12 @@ impl Storm {
         };
         let vram = [ByteSize::kib(256), ByteSize::kib(512), ByteSize::mib(4)];
         let vram = || vram[usize::try_from(sim.random(3)).unwrap()];
+        // A page that is lost costs each touch all its passes: there, of one kind of memory is enough.
+        let may_be_coherent = failures != Failures::Any;
         let first = join(Spec {
             vram: vram(),
             fabric: Some(Fabric(1)),
+            coherent_memory: may_be_coherent && sim.random(3) == 0,
             ..Spec::default()
         });
         let kind = sim.random(4);
@@ -126,6 +129,7 @@ impl Storm {
                 FaultMode::Replayable
             },
             coherent: kind != 2,
+            coherent_memory: may_be_coherent && kind != 2 && sim.random(3) == 0,
             atomics_on_ram: kind == 0,
             ..Spec::default()
         });

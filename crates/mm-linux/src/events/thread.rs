@@ -206,11 +206,15 @@ fn hand_over(
         if word.dropped {
             region.word(new).drop_contents();
         }
-        if let Place::Device(device) = word.place {
+        if let Some(device) = word.device_page() {
             process.memories.of(device).rmap.set(device.pfn, new);
-            // Given up as well as moved; or a hole that was collected after the page had gone.
-            let is_stale = process.is_in_ram(new);
-            if is_stale || region.word(new).settle_device(device).is_err() {
+            let settled = match word.place {
+                // Its bytes went with the mapping.
+                Place::Coherent(_) => region.word(new).settle_coherent(device).is_ok(),
+                // Given up as well as moved; or a hole that was collected after the page had gone.
+                _ => !process.is_in_ram(new) && region.word(new).settle_device(device).is_ok(),
+            };
+            if !settled {
                 freed.push(device);
             }
         }

@@ -13,7 +13,7 @@ use gpusvm_mm::device_page;
 use gpusvm_mm::range_fault::{self, RANGE_TIMEOUT};
 use gpusvm_mm::{
     AddressSpace, ArmToken, Block, DeviceMemoryId, DeviceMemoryOps, DevicePage, FaultOutcome, Home,
-    Intent, Mirror, MmError, Notifiers, Place, Reason, Seen, Snapshot, Time, Vma, VmaKind, Wanted,
+    Intent, Mirror, MmError, Notifiers, Reason, Seen, Snapshot, Time, Vma, VmaKind, Wanted,
 };
 use gpusvm_sync::Arc;
 use gpusvm_sync::atomic::Ordering;
@@ -62,7 +62,7 @@ impl AddressSpace for Process {
             && let Some(part) = self.regions.find(at)
         {
             let word = part.region.word(at.page()).get();
-            if word.place != Place::System || !self.is_in_ram(at.page()) {
+            if !word.place.is_in_place() || !self.is_in_ram(at.page()) {
                 return true;
             }
         }
@@ -285,6 +285,7 @@ impl Process {
                 homes[span.index_of(page)] = home;
                 match home {
                     Home::System | Home::Unmapped => {}
+                    Home::Coherent(_) if owner.is_some() => {}
                     Home::Protected if intent == Intent::Read => {}
                     Home::Protected => return Ok(self.unprotect_for_others(page)),
                     Home::Moving => {
@@ -296,7 +297,7 @@ impl Process {
                         return Ok(Snapshot::Moving);
                     }
                     Home::Device(device) if Some(self.memories.of(device).owner) == owner => {}
-                    Home::Device(_) => return self.bring_foreign_home(page),
+                    Home::Device(_) | Home::Coherent(_) => return self.bring_foreign_home(page),
                 }
             }
         }

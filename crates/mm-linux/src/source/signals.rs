@@ -20,7 +20,7 @@ use crate::sys::futex;
 use core::cell::UnsafeCell;
 use core::time::Duration;
 use gpusvm_guarded::{FaultInfo, HookVerdict};
-use gpusvm_mm::{AddressSpace, Place};
+use gpusvm_mm::AddressSpace;
 use gpusvm_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use gpusvm_sync::{Arc, Weak};
 use gpusvm_types::{ByteSize, Span, VirtAddr};
@@ -235,7 +235,7 @@ fn judge(process: &Process, at: VirtAddr, write: bool) -> HookVerdict {
     let Some(part) = process.regions.find(at) else {
         return HookVerdict::NotMine;
     };
-    if part.region.word(at.page()).get().place == Place::System {
+    if part.region.word(at.page()).get().place.is_in_place() {
         // There again by now, or never the engine's doing: a program that protects its own pages.
         let vma = process
             .find_vma(at)

@@ -165,7 +165,7 @@ impl FakeDevice {
                     // SAFETY: a page of our own.
                     unsafe { gpusvm_guarded::clear_streaming(to, len) }.unwrap();
                 }
-                Source::Device(_) | Source::Kept(_) => {}
+                Source::Device(_) | Source::InPlace | Source::Kept(_) => {}
             }
             i += 1;
         }

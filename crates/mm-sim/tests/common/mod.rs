@@ -159,7 +159,7 @@ impl Device {
     fn copy_in(&self, sim: &Sim, source: Source, page: DevicePage, peer: Option<&Self>) {
         let mut bytes = [0; PAGE];
         match source {
-            Source::Kept(_) => return,
+            Source::InPlace | Source::Kept(_) => return,
             Source::Hole => {}
             Source::Page(from) => sim.bus_read(from, &mut bytes).unwrap(),
             Source::Device(from) => bytes = peer.unwrap().with_page(from, |bytes| *bytes),

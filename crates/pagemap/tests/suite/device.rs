@@ -205,6 +205,7 @@ pub(crate) fn request(span: Span, mode: Mode, timeslice: Duration) -> MigrateReq
         timeslice,
         mode,
         cause: Cause::Asked,
+        exclusive: false,
     }
 }
 

@@ -303,6 +303,7 @@ fn a_memory_too_many_is_enospc() {
             peer: Peer(number),
             owner: OwnerId(0),
             pages: PageCount::ONE,
+            coherent: false,
         };
         Pagemap::new(&lab.pagemaps, spec, ops())
     };

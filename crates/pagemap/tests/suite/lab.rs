@@ -40,6 +40,7 @@ impl Lab {
                 peer: Peer(peer),
                 owner: OwnerId(*owner),
                 pages,
+                coherent: false,
             };
             let ops = Arc::new(Ops(Arc::clone(&device)));
             let pagemap = Pagemap::new(&pagemaps, spec, ops).unwrap();
@@ -109,7 +110,7 @@ impl Lab {
     pub(crate) fn peek_word(&self, at: VirtAddr) -> u64 {
         let mut bytes = [0; 8];
         match self.home(at) {
-            Home::System => self
+            Home::System | Home::Coherent(_) => self
                 .sim
                 .bus_read(DmaAddr::new(at.get()), &mut bytes)
                 .unwrap(),

@@ -122,6 +122,7 @@ impl Device {
             timeslice: Duration::ZERO,
             mode: Mode::Partial,
             cause: Cause::Asked,
+            exclusive: false,
         };
         migrate_to_devmem(self.pagemap(), &devmem, &request).map(|done| done.moved)
     }

@@ -60,7 +60,12 @@ impl Lab {
         let devices = (0..).map(Peer).zip(owners).map(|(peer, owner)| {
             let device = Device::new(&sim, peer, &log);
             let (owner, pages) = (OwnerId(*owner), PAGES);
-            let spec = PagemapSpec { peer, owner, pages };
+            let spec = PagemapSpec {
+                peer,
+                owner,
+                pages,
+                coherent: false,
+            };
             let ops = Arc::new(Ops(Arc::clone(&device)));
             device.set_pagemap(Pagemap::new(&pagemaps, spec, ops).unwrap());
             device

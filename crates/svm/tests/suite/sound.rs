@@ -62,7 +62,7 @@ impl Lab {
     /// Where the device has to find a page, if it stays where it is.
     fn wanted(&self, page: PageIndex) -> Option<PagemapAddr> {
         match self.sim.home(page) {
-            Home::System | Home::Protected => {
+            Home::System | Home::Protected | Home::Coherent(_) => {
                 Some(PagemapAddr::System(DmaAddr::new(page.start().get())))
             }
             Home::Device(page) => {

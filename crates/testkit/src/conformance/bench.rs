@@ -9,6 +9,7 @@ use crate::world::{Feature, Kind, Prot, Thread, World};
 use core::time::Duration;
 use gpusvm::driver::{Devices, FaultInfo, MigrateOnTouch, Plan, Policy};
 use gpusvm_device::{Fabric, FaultError};
+use gpusvm_softgpu::SoftGpu;
 use gpusvm_sync::{Arc, Mutex};
 use gpusvm_types::{ByteSize, PageCount, Span, VirtAddr};
 
@@ -36,6 +37,8 @@ pub struct Setup {
     pub places: Places,
     /// Whether their atomics work on RAM.
     pub atomics_on_ram: bool,
+    /// How many of them, from the first on, have memory that the CPU uses in place.
+    pub coherent: usize,
 }
 
 impl Default for Setup {
@@ -46,6 +49,7 @@ impl Default for Setup {
             vram: ByteSize::mib(8),
             places: Places::Device,
             atomics_on_ram: true,
+            coherent: 0,
         }
     }
 }
@@ -83,8 +87,9 @@ impl<W: World> Bench<W> {
             world,
             spans: Mutex::new(Vec::new()),
         };
-        let mirrors = (0..setup.devices).map(|_| Arc::new(bench.join()));
-        bench.mirrors = mirrors.collect();
+        for _ in 0..setup.devices {
+            bench.mirrors.push(Arc::new(bench.join()));
+        }
         Some(bench)
     }
 
@@ -101,15 +106,28 @@ impl<W: World> Bench<W> {
     fn gpu(&self) -> Arc<dyn Gpu> {
         let (faults, vram) = (self.kit.faults, self.setup.vram);
         let fabric = self.setup.fabric.then_some(Fabric(1));
+        let coherent_memory = self.kit.coherent || self.mirrors.len() < self.setup.coherent;
+        let atomics_on_ram = self.setup.atomics_on_ram;
         match self.kit.model {
-            Model::Soft => Arc::new(Soft::new(vram, faults, fabric, self.setup.atomics_on_ram)),
+            Model::Soft => {
+                let mut gpu = SoftGpu::builder().vram(vram).units(2).fault_mode(faults);
+                if let Some(fabric) = fabric {
+                    gpu = gpu.fabric(fabric);
+                }
+                gpu = match coherent_memory {
+                    true => gpu.coherent_memory(true).atomics_on_ram(atomics_on_ram),
+                    false => gpu.coherent(atomics_on_ram),
+                };
+                Arc::new(Soft::of(gpu))
+            }
             Model::Dmirror => Arc::new(Dmirror::new(
                 &self.bus,
                 &Spec {
                     vram,
                     faults,
                     fabric,
-                    atomics_on_ram: self.setup.atomics_on_ram,
+                    atomics_on_ram,
+                    coherent_memory,
                     ..Spec::default()
                 },
             )),

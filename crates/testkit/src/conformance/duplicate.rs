@@ -15,6 +15,7 @@ const PAIR: Setup = Setup {
     vram: ByteSize::mib(8),
     places: Places::Duplicate,
     atomics_on_ram: true,
+    coherent: 0,
 };
 
 /// Whether devices get copies here: else the cases hold all the same, with pages that move.

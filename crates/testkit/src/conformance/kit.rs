@@ -21,12 +21,31 @@ pub struct Kit {
     pub model: Model,
     /// What it does about a page that is not mapped.
     pub faults: FaultMode,
+    /// Whether the CPU uses the memory of every device in place, whatever the setup says.
+    pub coherent: bool,
 }
 
 /// The variable that names the one seed to run.
 const SEED: &str = "GPUSVM_SEED";
 
 impl Kit {
+    /// With private memory, where the setup does not say otherwise.
+    pub const fn new(model: Model, faults: FaultMode) -> Self {
+        Self {
+            model,
+            faults,
+            coherent: false,
+        }
+    }
+
+    /// The same with coherent memory.
+    pub const fn coherent(self) -> Self {
+        Self {
+            coherent: true,
+            ..self
+        }
+    }
+
     /// Runs a case without a race, once for each kind of world that there is.
     pub fn once<W: World>(&self, setup: &Setup, case: impl Fn(&Arc<Bench<W>>)) {
         self.rounds(setup, W::rounds_of_plain_cases(), case);

@@ -6,6 +6,7 @@
 //!      |-- anon, migrate, huge, fork, pair   the cases of the kernel's hmm-tests.c, by their names
 //!      |-- bind                              what is bound where in a device address space
 //!      |-- advice                            what the program says of its memory beforehand
+//!      |-- coherent                          pages of a device that the CPU uses in place
 //!      `-- windows, races                    what that suite lacks: things that happen at once
 //! ```
 //!
@@ -27,6 +28,7 @@ mod fork; // children
 mod pair; // two devices
 mod files; // what is mapped in place
 mod duplicate; // pages that are read in copies
+mod coherent; // pages of a device that the CPU uses in place
 mod advice; // what the program says beforehand
 mod windows; // what happens while a copy is under way
 mod races; // what happens at any time
@@ -57,6 +59,10 @@ macro_rules! conformance_cases {
             duplicate, duplicate_empty, duplicate_evicted, duplicate_racing_cpu_writes,
             duplicate_racing_device_writes, duplicate_racing_system_calls, duplicate_then_dontneed,
             duplicate_then_fork, duplicate_then_remap, duplicate_then_unmap, duplicate_then_write,
+            coherent, coherent_empty, coherent_evicted, coherent_exclusive, coherent_of_two_devices,
+            coherent_and_private, coherent_racing_dontneed, coherent_racing_exit, coherent_racing_fork,
+            coherent_racing_moves, coherent_racing_peers, coherent_racing_remap, coherent_racing_unmap,
+            coherent_then_dontneed, coherent_then_fork, coherent_then_remap, coherent_then_unmap,
             lost_cpu_writes_in_the_copy_window, device_pages_do_not_leak,
             what_is_left_of_a_cut_range_comes_home, a_device_ends_with_its_program,
             two_threads_fault_one_block, cpu_and_device_fault_one_block, migrate_racing_unmap,
@@ -158,6 +164,12 @@ pub use anon::{
     anon_write_prot, compound, open_close,
 };
 pub use bind::{bind_over_memory_in_place, bind_racing_faults, bo_map, bo_unmap, busy};
+pub use coherent::{
+    coherent, coherent_and_private, coherent_empty, coherent_evicted, coherent_exclusive,
+    coherent_of_two_devices, coherent_racing_dontneed, coherent_racing_exit, coherent_racing_fork,
+    coherent_racing_moves, coherent_racing_peers, coherent_racing_remap, coherent_racing_unmap,
+    coherent_then_dontneed, coherent_then_fork, coherent_then_remap, coherent_then_unmap,
+};
 pub use duplicate::{
     duplicate, duplicate_empty, duplicate_evicted, duplicate_racing_cpu_writes,
     duplicate_racing_device_writes, duplicate_racing_system_calls, duplicate_then_dontneed,

@@ -12,6 +12,7 @@ const PAIR: Setup = Setup {
     vram: gpusvm_types::ByteSize::mib(8),
     places: Places::Device,
     atomics_on_ram: true,
+    coherent: 0,
 };
 
 const PEERS: Setup = Setup {

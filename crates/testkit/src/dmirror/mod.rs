@@ -52,6 +52,8 @@ pub struct Spec {
     pub faults: FaultMode,
     /// Whether it reaches RAM in place.
     pub coherent: bool,
+    /// Whether the CPU uses its memory in place.
+    pub coherent_memory: bool,
     /// Whether its atomics work there.
     pub atomics_on_ram: bool,
     /// With whom it shares its memory.
@@ -67,6 +69,7 @@ impl Default for Spec {
             vram: ByteSize::mib(8),
             faults: FaultMode::Replayable,
             coherent: true,
+            coherent_memory: false,
             atomics_on_ram: true,
             fabric: None,
             late_clears: true,
@@ -94,6 +97,7 @@ impl Dmirror {
             page_sizes: PageSizes::COMMON,
             faults: spec.faults,
             coherent: spec.coherent,
+            coherent_memory: spec.coherent_memory,
             atomics_on_ram: spec.atomics_on_ram,
             fabric: spec.fabric,
         };

@@ -7,14 +7,12 @@
 use super::Gpu;
 use crate::dmirror::{CopyHook, Entry, Handler};
 use core::time::Duration;
-use gpusvm_device::{
-    Access, Device, DeviceFault, Fabric, FaultError, FaultId, FaultMode, Verdict, VmId,
-};
+use gpusvm_device::{Access, Device, DeviceFault, FaultError, FaultId, Verdict, VmId};
 use gpusvm_guarded::EngineThread;
-use gpusvm_softgpu::{Grid, Lane, LaneError, LaunchError, SoftGpu, SoftGpuError, SvmPtr};
+use gpusvm_softgpu::{Builder, Grid, Lane, LaneError, LaunchError, SoftGpu, SoftGpuError, SvmPtr};
 use gpusvm_sync::atomic::{AtomicBool, Ordering};
 use gpusvm_sync::{Arc, Mutex};
-use gpusvm_types::{ByteSize, PageIndex, VirtAddr};
+use gpusvm_types::{PageIndex, VirtAddr};
 use std::thread::JoinHandle;
 
 /// A software GPU, with threads that take its faults.
@@ -31,25 +29,14 @@ const SERVERS: usize = 2;
 const LOOKS: Duration = Duration::from_millis(5);
 
 impl Soft {
-    /// A device that faults, or does not.
+    /// What `gpu` builds.
     ///
     /// # Panics
     ///
     /// When there is no memory for it.
-    pub fn new(
-        vram: ByteSize,
-        faults: FaultMode,
-        fabric: Option<Fabric>,
-        coherent: bool,
-    ) -> Arc<Self> {
-        let builder = SoftGpu::builder().vram(vram).units(2);
-        let builder = builder.fault_mode(faults).coherent(coherent);
-        let builder = match fabric {
-            Some(fabric) => builder.fabric(fabric),
-            None => builder,
-        };
+    pub fn of(gpu: Builder) -> Arc<Self> {
         Arc::new(Self {
-            gpu: builder.build().expect("a software GPU"),
+            gpu: gpu.build().expect("a software GPU"),
             servers: Mutex::new(Vec::new()),
             stop: Arc::new(AtomicBool::new(false)),
         })

@@ -7,7 +7,7 @@ use crate::driver::counters;
 use crate::driver::revisit::BUSY_AGAIN;
 use crate::driver::vm::Vm;
 use gpusvm_device::FaultMode;
-use gpusvm_mm::{AddressSpace, Block, Home, MmError};
+use gpusvm_mm::{AddressSpace, Block, MmError};
 use gpusvm_pagemap::{Cause, MigrateError, Pagemap, Peer};
 use gpusvm_svm::Range;
 use gpusvm_sync::Arc;
@@ -124,9 +124,9 @@ impl<M: AddressSpace> Vm<M> {
             let pagemaps = self.region.devices().pagemaps();
             let devmem_of = |page| pagemaps.page_to_pagemap(page)?.devmem_of(page);
             let mut homes = range.span().pages().map(|page| block.home(page));
-            homes.any(|home| match home {
-                Home::Device(page) => devmem_of(page).is_some_and(|devmem| devmem.is_leased()),
-                _ => false,
+            homes.any(|home| {
+                let devmem = home.device_page().and_then(devmem_of);
+                devmem.is_some_and(|devmem| devmem.is_leased())
             })
         };
         if is_leased {
