@@ -14,10 +14,18 @@
 //! message is read. So as long as something is being dropped, messages are read one by one, with a look at
 //! the page table before each. Dropping is done by one thread at a time.
 //!
+//! # What this does not tell
+//!
+//! The kernel can pause half way through a piece; a removal of the program's that begins exactly there, in
+//! that moment, is taken for ours. So it is if the message that was there for the look has gone by the time of the
+//! read, because its thread was woken or killed: then the look is older than the message. And where ours
+//! fails before it is told of, because the program moved the memory away, a removal of the same pages was
+//! taken for it.
+//!
 //! # Locking
 //!
 //! `turn` is held while pages are dropped, with a block locked. `now` is a leaf, which the reader of messages
-//! takes too.
+//! takes too, for as long as it looks at the page table: so who maps or unmaps can hold it up.
 
 use crate::outbound::PageSet;
 use crate::process::Process;
@@ -28,11 +36,25 @@ use gpusvm_sync::atomic::{AtomicBool, Ordering};
 use gpusvm_types::{PAGES_PER_BLOCK, PageIndex, Span};
 
 /// What is being dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Discards {
+    /// Whether the kernel tells again of what is behind a cut: since Linux 6.17. Before, it leaves it.
+    tells_again: bool,
     turn: Mutex<()>,
     is_on: AtomicBool,
     now: Mutex<Option<Discard>>,
+}
+
+impl Discards {
+    /// Nothing yet. `tells_again`: whether the kernel tells once more of what is behind a cut.
+    pub(crate) fn new(tells_again: bool) -> Self {
+        Self {
+            tells_again,
+            turn: Mutex::new(()),
+            is_on: AtomicBool::new(false),
+            now: Mutex::new(None),
+        }
+    }
 }
 
 /// Pages of a block that are being dropped.
@@ -40,6 +62,8 @@ pub(crate) struct Discards {
 struct Discard {
     span: Span,
     behind: Behind,
+    /// Whether the kernel tells of a part of them again.
+    tells_again: bool,
     /// Those that were not told of yet.
     expected: PageSet,
     /// Where that began which told of a page last: told of again, it is part of a piece that begins behind.
@@ -73,6 +97,7 @@ impl Process {
         *self.discards.now.lock() = Some(Discard {
             span: run,
             behind,
+            tells_again: self.discards.tells_again,
             expected: PageSet::first(run.page_count().as_usize()),
             told_from: [0; PAGES_PER_BLOCK],
             before,
@@ -84,9 +109,9 @@ impl Process {
         let is_dropped = self.mover.discard(run);
         // What was told of is known, of ours all of it.
         self.source.fence();
-        self.discards.is_on.store(false, Ordering::Release);
         *self.discards.now.lock() = None;
-        // Before Linux 6.17, what was behind a cut is neither told of nor dropped.
+        self.discards.is_on.store(false, Ordering::Release);
+        // What was behind a cut may be neither told of nor dropped.
         is_dropped && self.there(run, behind).is_empty()
     }
 
@@ -128,14 +153,18 @@ fn there(pages: &PageMap, span: Span, behind: Behind) -> PageSet {
             return PageSet::default();
         };
         for region in &found[..scanned.regions] {
-            // Of a file, a mark of protection stays behind, which is no page.
-            let is_page =
-                behind == Behind::Zeroes || region.categories.contains(Categories::PRESENT);
             let piece = Span::new(region.start, region.end).ok();
-            if let (true, Some(piece)) = (is_page, piece.and_then(|piece| piece.intersection(span)))
-            {
-                let first = span.index_of(piece.first_page());
-                set.insert(first..first + piece.page_count().as_usize());
+            let Some(piece) = piece.and_then(|piece| piece.intersection(span)) else {
+                continue;
+            };
+            // Of a file, a mark of protection stays behind, which is no page; what is not present can be one.
+            let all_are =
+                behind == Behind::Zeroes || region.categories.contains(Categories::PRESENT);
+            for page in piece.pages() {
+                if all_are || !pages.is_marker(Span::page_of(page.start())) {
+                    let i = span.index_of(page);
+                    set.insert(i..i + 1);
+                }
             }
         }
         rest = Span::new(scanned.until, span.end()).ok();
@@ -185,7 +214,8 @@ impl Discard {
         let was_there = |i: &usize| self.before.contains(*i) && !is_given_up(page(i));
         let mut gone = (0..told.start).filter(was_there);
         let next = told.clone().find(was_there);
-        usize::from(self.told_from[told.start]) < told.start
+        self.tells_again
+            && usize::from(self.told_from[told.start]) < told.start
             && gone.all(|i| !self.there.contains(i))
             && next.is_none_or(|i| self.there.contains(i))
     }
@@ -211,6 +241,7 @@ mod tests {
         Discard {
             span: pages(0, 8),
             behind: Behind::Zeroes,
+            tells_again: true,
             expected: PageSet::first(8),
             told_from: [0; PAGES_PER_BLOCK],
             before: set(before),

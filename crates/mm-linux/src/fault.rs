@@ -59,7 +59,7 @@ fn answer_at_once(process: &Process, arrival: &Arrival) -> bool {
         return is_engine && serve_unknown(process, arrival) == Some(Urgency::Done);
     };
     let block = part.region.block(arrival.at);
-    if arrival.protected && block.is_breaker(tid) {
+    if arrival.protected && block.breaks_sharing(tid) {
         // Whoever holds the block writes it, to have it for the process alone: its protection was to be gone.
         process.mover.release_at_once(page);
         return true;

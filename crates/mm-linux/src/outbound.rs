@@ -240,7 +240,9 @@ impl<'b> LinuxOutbound<'b> {
                 process.source.fence();
                 let _ = process.all_is_told();
                 for page in run.pages().filter(|page| goes(self.span.index_of(*page))) {
-                    self.discard(Span::page_of(page.start()));
+                    if !self.discard(Span::page_of(page.start())) {
+                        self.stays_after_all(page);
+                    }
                 }
             }
         }
@@ -248,6 +250,19 @@ impl<'b> LinuxOutbound<'b> {
             is_in(i) && !(self.sources[i].is_collected() && goes(i))
         }) {
             process.mover.release(run);
+        }
+    }
+
+    /// The kernel refuses to drop a page, of memory that is sealed: it lives here, as it was, and nobody could write
+    /// it meanwhile. Unless it was unmapped: then what is there is another's.
+    fn stays_after_all(&self, page: PageIndex) {
+        let process = self.block.process;
+        process.source.fence();
+        let word = self.block.region.word(page);
+        if let (Place::Device(device), false) = (word.get().place, word.get().unmapped) {
+            word.settle_system();
+            Freed::new(&process.memories).push(device);
+            process.mover.release(Span::page_of(page.start()));
         }
     }
 

@@ -68,6 +68,8 @@ pub(crate) struct BlockState {
     /// The thread that breaks the sharing of pages, or copies them in place, with the block locked: it
     /// cannot wait for them.
     breaker: AtomicI32,
+    /// Whether it breaks sharing: by writes, of pages that are not being copied.
+    breaks_sharing: AtomicBool,
 }
 
 /// The time between the mark of a page and the end of the accesses that devices began before.
@@ -257,7 +259,9 @@ impl BlockState {
     /// dropped meanwhile are filled at once, because nobody else will.
     pub(crate) fn breaking_sharing<T>(&self, act: impl FnOnce() -> T) -> T {
         self.breaker.store(futex::gettid(), Ordering::Release);
+        self.breaks_sharing.store(true, Ordering::Release);
         let result = act();
+        self.breaks_sharing.store(false, Ordering::Release);
         self.breaker.store(0, Ordering::Release);
         result
     }
@@ -272,6 +276,11 @@ impl BlockState {
     /// Whether it is this thread that breaks the sharing of pages, or copies them in place.
     pub(crate) fn is_breaker(&self, tid: i32) -> bool {
         tid != 0 && self.breaker.load(Ordering::Acquire) == tid
+    }
+
+    /// Whether it is this thread that breaks the sharing of pages.
+    pub(crate) fn breaks_sharing(&self, tid: i32) -> bool {
+        self.is_breaker(tid) && self.breaks_sharing.load(Ordering::Acquire)
     }
 
     /// Unlocks the block. Whether a fault was seen meanwhile.

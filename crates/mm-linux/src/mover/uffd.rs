@@ -138,7 +138,7 @@ impl Mover for UffdMover {
         // SAFETY: the bytes live elsewhere now; whoever touches a page waits for the block.
         let dropped = unsafe { map::discard(run) };
         debug_assert!(
-            dropped.is_ok() || dropped == Err(Errno::NOMEM),
+            matches!(dropped, Ok(()) | Err(Errno::NOMEM | Errno::PERM)),
             "{run}: {dropped:?}"
         );
         dropped.is_ok()

@@ -102,7 +102,7 @@ impl Process {
             notifiers: Notifiers::default(),
             memories: Memories::default(),
             events: Events::new(),
-            discards: Discards::default(),
+            discards: Discards::new(offered.is_at_least(6, 17)),
             delays: Delays::new(),
             no_huge_page: OneShot::default(),
             crew: Crew::new(),

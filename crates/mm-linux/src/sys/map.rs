@@ -298,10 +298,12 @@ fn unmap(span: Span) {
 ///
 /// Nobody may rely on the bytes of `span`.
 pub(crate) unsafe fn discard(span: Span) -> Result<(), Errno> {
+    // The other one first would drop, and tell of, what is before the first locked page, and then once more.
     // SAFETY: as the caller promises.
-    match unsafe { madvise(span, Advice::LinuxDontNeed) } {
+    match unsafe { madvise(span, Advice::LinuxDontneedLocked) } {
+        // Linux before 5.18, which has said so before it did anything.
         // SAFETY: as the caller promises.
-        Err(Errno::INVAL) => unsafe { madvise(span, Advice::LinuxDontneedLocked) },
+        Err(Errno::INVAL) => unsafe { madvise(span, Advice::LinuxDontNeed) },
         result => result,
     }
 }

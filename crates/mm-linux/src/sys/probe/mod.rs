@@ -96,6 +96,13 @@ impl Capabilities {
         }
     }
 
+    /// Whether the kernel is of this version, or a later one.
+    pub(crate) fn is_at_least(&self, major: u32, minor: u32) -> bool {
+        let mut numbers = self.kernel.split(|c: char| !c.is_ascii_digit());
+        let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
+        (next(), next()) >= (Some(major), Some(minor))
+    }
+
     /// The highest rung that can be stood on here.
     pub fn best_rung(&self) -> Rung {
         Rung::of(self.offers())
