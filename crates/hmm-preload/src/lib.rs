@@ -9,8 +9,8 @@
 //!   madvise, fork             --> nobody: the engine hears of them by itself
 //! ```
 //!
-//! A program that never opens a device pays for one test in each interposed call, and has neither an engine
-//! nor a thread of one. The engine starts with the first device that is opened and ends with the last
+//! A program that never opens a device pays for one test in each interposed call, and two look-ups where a thread
+//! is started, and has neither an engine nor a thread of one. The engine starts with the first device that is opened and ends with the last
 //! that is closed.
 //!
 //! Nothing here knows how memory migrates: all of it is the interface of `gpusvm` that every program has.
@@ -33,6 +33,10 @@
 //! - A touch of the CPU takes back what came to the device together, not one page.
 //! - What opens or closes without the C library, or inside it (`freopen`), is not seen: a path is not a device
 //!   then, and a device that was closed ends when any is opened or closed.
+//! - While a device is open, `close` and `dup2` take a lock: a signal handler that calls them can wait for ever for the
+//!   thread that it interrupted in one of them.
+//! - What this library keeps for a thread ends after what the program's C++ keeps for it, and for the main thread not
+//!   at all.
 //! - The engine has descriptors in the process. To the program's `close` they are not there, and `dup2` to the
 //!   number of one is refused with `EBUSY`.
 //! - What a device reads back at the end of `MIGRATE_TO_DEV` and `EXCLUSIVE` is given to the program as it is read:

@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 
 /// The variable of the environment.
 const VARIABLE: &str = "GPUSVM_HMM_REPORT";
-/// How often to look whether the last pages have gone: a second, and not more.
+/// How often to look whether the last pages have gone, for a second or a little more.
 const LOOKS: u32 = 1000;
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -31,14 +31,14 @@ pub(crate) fn opened(device: usize) -> Result<(), c_int> {
 }
 
 /// A device has ended: everything has gone home. With `others` that have the device open, what is left may be
-/// theirs, and nothing is said of it.
+/// theirs: it is said of the last.
 pub(crate) fn closed(svm: &Svm, device: usize, others: bool) -> Result<(), c_int> {
-    let (pages, bytes) = if others {
-        (0, ByteSize::ZERO)
-    } else {
-        left(svm, device)
-    };
-    let (pid, bytes) = (std::process::id(), bytes.get());
+    let pid = std::process::id();
+    if others {
+        return add(&format!("close pid={pid} device={device} shared\n"));
+    }
+    let (pages, bytes) = left(svm, device);
+    let bytes = bytes.get();
     add(&format!(
         "close pid={pid} device={device} pages={pages} bytes={bytes}\n"
     ))?;

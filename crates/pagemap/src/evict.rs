@@ -12,7 +12,7 @@ use gpusvm_types::{DevicePfn, PAGES_PER_BLOCK, PageCount};
 
 /// How often eviction walks an allocation before it gives up: the kernel's two retries.
 pub const EVICT_TRIES: u32 = 3;
-/// How often it waits for pages that stand in for none any more, or not yet: a second, and not more.
+/// How often it waits for pages that stand in for none any more, or not yet: for a second or a little more.
 const EVICT_WAITS: u32 = 10_000;
 /// For how long.
 const EVICT_WAIT: Duration = Duration::from_micros(100);

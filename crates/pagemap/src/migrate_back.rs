@@ -126,11 +126,12 @@ fn bring<M: AddressSpace>(
     if devmem.stays_until(mm.now(), Holds::Leases).is_some() {
         return Ok(Came::Held);
     }
-    let collected = block.collect_device(span, &mut |_, page| pagemap.is_same(page, zdd))?;
     let mut leave = [false; PAGES_PER_BLOCK];
-    for (leaves, leaving) in leave.iter_mut().zip(collected.leaving()) {
-        *leaves = leaving.is_some();
-    }
+    let collected = block.collect_device(span, &mut |page, device| {
+        let leaves = pagemap.is_same(device, zdd);
+        leave[span.index_of(page)] |= leaves;
+        leaves
+    })?;
     let mut pieces = pieces::to_ram(collected.leaving());
     let copied = devmem.ops().copy_to_ram(&mut pieces, None, cause);
     drop(pieces);
@@ -144,5 +145,5 @@ fn bring<M: AddressSpace>(
     let count = pages
         .filter(|(page, leaves)| *leaves && is_home(*page))
         .count();
-    Ok(Came::Home(PageCount::from_usize(count) + in_place))
+    Ok(Came::Home(PageCount::from_usize(count)))
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!   open pid=17 device=0
 //!   close pid=17 device=0 pages=0 bytes=0
+//!   close pid=17 device=0 shared               others have it open: the last of them says what is left
 //! ```
 
 use crate::tap::{Outcome, Test};
@@ -16,6 +17,7 @@ pub(crate) fn check(report: &str, tests: &[Test]) -> (usize, Vec<String>) {
     for line in report.lines() {
         match line.split(' ').collect::<Vec<_>>()[..] {
             ["open", pid, device] => *open.entry((pid, device)).or_default() += 1,
+            ["close", pid, device, "shared"] => *open.entry((pid, device)).or_default() -= 1,
             ["close", pid, device, pages, bytes] => {
                 *open.entry((pid, device)).or_default() -= 1;
                 match (pages, bytes) {
@@ -63,6 +65,9 @@ mod tests {
         let report = "open pid=1 device=0\nopen pid=1 device=1\n\
             close pid=1 device=0 pages=0 bytes=0\nclose pid=1 device=1 pages=0 bytes=0\n\
             open pid=2 device=0\nclose pid=2 device=0 pages=0 bytes=0\n";
+        let shared = "open pid=3 device=0\nopen pid=3 device=0\n\
+            close pid=3 device=0 shared\nclose pid=3 device=0 pages=0 bytes=0\n";
+        assert_eq!(check(shared, &[passed("hmm.x.b")]), (1, vec![]));
         let tests = [passed("hmm2.x.a"), passed("hmm.x.b")];
         assert_eq!(check(report, &tests), (3, vec![]));
     }

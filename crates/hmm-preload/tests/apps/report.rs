@@ -49,7 +49,7 @@ fn each_device_that_ends_is_reported() {
         "open parent device=0",
         "open parent device=0",
         "open parent device=1",
-        "close parent device=0 pages=0 bytes=0",
+        "close parent device=0 shared",
         "close parent device=0 pages=0 bytes=0",
     ];
     assert_eq!(opened, expected);

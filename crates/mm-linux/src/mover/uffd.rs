@@ -149,6 +149,8 @@ impl Mover for UffdMover {
     }
 
     fn fill_gaps(&self, run: Span) -> Result<(), Errno> {
+        // A mark of a page that was on a device is none.
+        self.unmark_holes(run)?;
         let mut there = [PageRegion::EMPTY; 64];
         let mut rest = Some(run);
         while let Some(left) = rest {

@@ -135,8 +135,12 @@ impl Process {
                 let _ = done.send(self.touch(span, pages, memory, &sleeper));
             };
             let started = thread.spawn_scoped(scope, touch);
-            started.map_err(|_| refused("starting a thread for pages", span)(Errno::AGAIN))?;
-            self.watch_over(&sleeper, memory, &result)
+            let started =
+                started.map_err(|_| refused("starting a thread for pages", span)(Errno::AGAIN))?;
+            let result = self.watch_over(&sleeper, memory, &result);
+            // Its stack is given back when it is joined. A panic, it has reported.
+            let _ = started.join();
+            result
         })
     }
 
