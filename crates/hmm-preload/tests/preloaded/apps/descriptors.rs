@@ -1,8 +1,6 @@
 //! Every way to open and to close.
 
-use crate::kit::{
-    Area, Cmd, DEVICES, Descriptor, Device, Do, PAGE, engine_runs, errno, is_preloaded,
-};
+use crate::kit::{Area, DEVICES, Descriptor, Device, Do, engine_runs, errno, is_preloaded};
 use std::ffi::{c_char, c_int};
 
 unsafe extern "C" {
@@ -241,19 +239,4 @@ fn what_was_closed_unseen_ends_with_the_next() {
     assert!(!next.has(area.all()));
     next.close();
     assert!(!engine_runs() && area.is_filled(5));
-}
-
-/// A program may have the request in an `int`: what is above its 32 bits is not looked at.
-#[test]
-fn a_request_has_32_bits() {
-    if !is_preloaded("apps::descriptors::a_request_has_32_bits") {
-        return;
-    }
-    let (device, area) = (Device::open(), Area::new(1));
-    let mut data = [0u8; PAGE];
-    let mut cmd = Cmd::new(area.all(), &mut data);
-    let request = Do::Read.request() | 0xffff_ffff << 32;
-    assert_eq!(device.send(request, &mut cmd), Ok(()));
-    assert_eq!(cmd.cpages, 1);
-    device.close();
 }

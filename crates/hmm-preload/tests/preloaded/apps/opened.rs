@@ -2,10 +2,47 @@
 
 use super::programs::{is_there, run};
 use crate::kit::{
-    Area, Device, again, assert_child, assert_passes, assert_success, engine_runs, fork,
-    is_preloaded, library, role,
+    Area, Device, Do, PAGE, Span, again, assert_child, assert_passes, assert_success, engine_runs,
+    fork, is_preloaded, library, role,
 };
 use std::process::Command;
+
+/// The program's heap on the device: it grows, moves, is forked and freed as ever, and what is in it stays.
+#[test]
+fn a_heap_on_the_device_is_a_heap() {
+    if !is_preloaded("apps::opened::a_heap_on_the_device_is_a_heap") {
+        return;
+    }
+    let device = Device::open();
+    let mut data = vec![0u8; 1024 * PAGE];
+    let is_right = |numbers: &[u64]| numbers.iter().zip(0..).all(|(number, n)| *number == n);
+    for round in 0..5u64 {
+        let mut numbers: Vec<u64> = (0..(1 << 18) + round * 512).collect();
+        for _ in 0..3 {
+            let at = numbers.as_mut_ptr().cast::<u8>();
+            let skip = at.align_offset(PAGE);
+            let at = at.wrapping_add(skip);
+            let pages = ((numbers.len() * 8 - skip) / PAGE).min(1024);
+            let pages = Span { at, pages };
+            device.run(Do::MigrateToDev, pages, &mut data).unwrap();
+            // It grows, and with it moves, while pages of it are on the device.
+            let len = numbers.len() as u64;
+            numbers.extend(len..len * 2);
+            assert!(is_right(&numbers));
+        }
+        let at = numbers.as_mut_ptr().cast::<u8>();
+        let at = at.wrapping_add(at.align_offset(PAGE));
+        let pages = Span { at, pages: 512 };
+        device.run(Do::MigrateToDev, pages, &mut data).unwrap();
+        let child = fork(|| {
+            let copy = numbers.clone();
+            is_right(&numbers) && is_right(&copy)
+        });
+        assert_child(child, &format!("round {round}"));
+        assert!(Command::new("true").status().unwrap().success());
+    }
+    device.close();
+}
 
 const OWN: &str = "apps::opened::one_with_a_device_open";
 

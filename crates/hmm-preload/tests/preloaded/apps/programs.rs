@@ -78,6 +78,20 @@ fn write_lines(path: &Path, lines: u64) {
     file.flush().unwrap();
 }
 
+/// A program that opens no device does what it does without the library.
+#[test]
+fn a_program_without_a_device_is_not_disturbed() {
+    let script = "import os,hashlib\n\
+        d=[str(i)*50 for i in range(100000)]\n\
+        r,w=os.pipe()\n\
+        if os.fork()==0:\n os.write(w,hashlib.md5(''.join(d).encode()).hexdigest().encode()); os._exit(0)\n\
+        os.wait(); print(os.read(r,99)); os.execvp('sh',['sh','-c','seq 200000 | sort -r | cksum'])\n";
+    if is_there("python3") {
+        let done = assert_unaffected("python3", &["-c", script]);
+        assert!(done.status.success());
+    }
+}
+
 /// Much memory, threads, temporary files, and programs that compress them.
 #[test]
 fn sort_of_a_large_file() {

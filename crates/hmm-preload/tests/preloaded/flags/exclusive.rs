@@ -31,18 +31,9 @@ fn what_is_exclusive_is_what_was_asked_for() {
     assert_eq!(check(&device, at(0, 6)), Ok(()));
     assert_eq!(check(&device, at(10, 54)), Ok(()));
     // The kernel has no page there for who does not fault. Of the neighbours, some came before, some not.
-    const LOCAL: u8 = seen::PRIVATE_LOCAL | seen::WRITE;
-    let around = [
-        LOCAL,
-        LOCAL,
-        seen::NONE,
-        seen::NONE,
-        seen::NONE,
-        seen::NONE,
-        seen::WRITE,
-        seen::WRITE,
-    ];
-    assert_eq!(device.look(at(4, 8)), around);
+    let before = [seen::PRIVATE_LOCAL | seen::WRITE; 2];
+    let around = [before, [seen::NONE; 2], [seen::NONE; 2], [seen::WRITE; 2]];
+    assert_eq!(device.look(at(4, 8)), around.concat());
     // The device reads them as they are.
     let read = device.run(Do::Read, at(6, 4), &mut data).unwrap();
     assert_eq!(read.faults, 0);
