@@ -1,7 +1,7 @@
 //! EXCLUSIVE, and what CHECK_EXCLUSIVE says of it.
 
 use super::is_preloaded;
-use crate::kit::{Area, Device, Do, PAGE, READ_WRITE, Span, assert_same, pattern, seen};
+use crate::kit::{Area, Device, Do, HUGE, PAGE, READ_WRITE, Span, assert_same, pattern, seen};
 
 fn check(device: &Device, pages: Span) -> Result<(), i32> {
     device.run(Do::CheckExclusive, pages, &mut []).map(drop)
@@ -14,7 +14,7 @@ fn what_is_exclusive_is_what_was_asked_for() {
         return;
     }
     let device = Device::open();
-    let area = Area::aligned(64, false, READ_WRITE);
+    let area = Area::aligned(HUGE, false, READ_WRITE);
     area.fill(1);
     let mut data = vec![0; 64 * PAGE];
     let at = |first, pages| area.part(first, pages);
@@ -50,20 +50,21 @@ fn a_write_ends_it() {
         return;
     }
     let device = Device::open();
-    let area = Area::aligned(8, false, READ_WRITE);
-    area.fill(1);
+    let area = Area::aligned(HUGE, false, READ_WRITE);
+    let pages = area.part(0, 8);
+    pages.fill(1);
     let mut data = vec![0; 8 * PAGE];
-    device.run(Do::Exclusive, area.all(), &mut data).unwrap();
+    device.run(Do::Exclusive, pages, &mut data).unwrap();
     data.fill(3);
-    let done = device.run(Do::Write, area.part(2, 2), &mut data).unwrap();
+    let done = device.run(Do::Write, pages.part(2, 2), &mut data).unwrap();
     assert_eq!((done.cpages, done.faults), (2, 1));
-    assert_eq!(check(&device, area.part(2, 2)), Ok(()));
-    assert_eq!(check(&device, area.all()), Err(libc::EPERM));
+    assert_eq!(check(&device, pages.part(2, 2)), Ok(()));
+    assert_eq!(check(&device, pages), Err(libc::EPERM));
     assert_eq!(
-        device.look(area.part(1, 3)),
+        device.look(pages.part(1, 3)),
         [seen::NONE, seen::WRITE, seen::WRITE]
     );
-    assert_same(&area.part(2, 2).read(), &[3; 2 * PAGE], "written");
+    assert_same(&pages.part(2, 2).read(), &[3; 2 * PAGE], "written");
 }
 
 /// Memory that is not there, may not be written, or is shared.
@@ -74,12 +75,13 @@ fn what_cannot_be_exclusive_is_refused() {
     }
     let device = Device::open();
     let mut data = vec![0; 2 * PAGE];
-    let read_only = Area::aligned(2, false, libc::PROT_READ);
+    let area = Area::aligned(HUGE, false, libc::PROT_READ);
+    let read_only = area.part(0, 2);
     let mut run = |pages| device.run(Do::Exclusive, pages, &mut data).map(drop);
-    assert_eq!(run(read_only.all()), Err(libc::EFAULT));
+    assert_eq!(run(read_only), Err(libc::EFAULT));
     // SAFETY: a page of our own.
     let unmapped = unsafe { libc::munmap(read_only.page(1).cast(), PAGE) };
-    assert_eq!((unmapped, run(read_only.all())), (0, Err(libc::EFAULT)));
+    assert_eq!((unmapped, run(read_only)), (0, Err(libc::EFAULT)));
     let shared = Area::shared(2);
     assert_eq!(run(shared.all()), Err(libc::EBUSY));
 }

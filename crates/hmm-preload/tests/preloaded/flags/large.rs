@@ -96,12 +96,13 @@ fn flags_are_for_the_next_large_step() {
     device.run(Do::MigrateToSys, area.all(), &mut all).unwrap();
     assert_eq!(is_huge(), was_huge);
     // A page is no large step, there or back: so the next one, home, fails.
-    let other = Area::aligned(1, false, READ_WRITE);
+    let second = Area::aligned(HUGE, false, READ_WRITE);
+    let other = second.part(0, 1);
     other.fill(2);
     device.run(Do::MigrateToDev, area.all(), &mut all).unwrap();
     device.set_flags(FAIL_ALLOC);
-    device.run(Do::MigrateToDev, other.all(), &mut one).unwrap();
-    device.run(Do::MigrateToSys, other.all(), &mut one).unwrap();
+    device.run(Do::MigrateToDev, other, &mut one).unwrap();
+    device.run(Do::MigrateToSys, other, &mut one).unwrap();
     assert!(other.is_filled(2));
     device.run(Do::MigrateToSys, area.all(), &mut all).unwrap();
     assert!(!is_huge());

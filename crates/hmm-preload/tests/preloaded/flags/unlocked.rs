@@ -1,7 +1,7 @@
 //! Pages that a userfaultfd of the program keeps back: a read that may wait gets what its handler puts there.
 
 use super::is_preloaded;
-use crate::kit::{Area, Device, Do, PAGE, READ_WRITE, Span, errno};
+use crate::kit::{Area, Device, Do, HUGE, PAGE, READ_WRITE, Span, errno};
 use gpusvm_testkit::own_uffd::OwnUffd;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ const PAGES: usize = 4;
 const LONG: i32 = 20_000;
 
 fn opened() -> (Device, Area, OwnUffd) {
-    let area = Area::aligned(64, false, READ_WRITE);
+    let area = Area::aligned(HUGE, false, READ_WRITE);
     let uffd = OwnUffd::open().unwrap();
     uffd.register(area.page(8), PAGES).unwrap();
     (Device::open(), area, uffd)
@@ -69,16 +69,15 @@ fn nobody_waits_for_a_handler_but_who_asked() {
     }
     let (device, area, uffd) = opened();
     let other = Device::open();
-    let elsewhere = Area::aligned(64, false, READ_WRITE);
+    let second = Area::aligned(HUGE, false, READ_WRITE);
+    let elsewhere = second.part(0, 64);
     elsewhere.fill(1);
     std::thread::scope(|scope| {
         let read = reading(scope, &device, area.part(8, PAGES));
         for _ in 0..PAGES {
             let at = uffd.next_fault(LONG).unwrap();
             let mut data = vec![0; 64 * PAGE];
-            other
-                .run(Do::MigrateToDev, elsewhere.all(), &mut data)
-                .unwrap();
+            other.run(Do::MigrateToDev, elsewhere, &mut data).unwrap();
             assert!(elsewhere.is_filled(1));
             // SAFETY: a page of our own that nobody uses.
             let unmapped = unsafe { libc::munmap(area.page(30).cast(), PAGE) };
@@ -100,7 +99,7 @@ fn a_page_that_is_kept_back_is_refused() {
     // What is before it, in the same range, is read as ever.
     let before = device.run(Do::Read, area.part(0, 8), &mut data).unwrap();
     assert_eq!((before.cpages, before.faults), (8, 1));
-    for pages in [area.part(8, PAGES), area.all()] {
+    for pages in [area.part(8, PAGES), area.part(0, 64)] {
         let read = device.run(Do::Read, pages, &mut data);
         assert_eq!(read.unwrap_err(), libc::EFAULT);
     }
