@@ -15,12 +15,16 @@
     reason = "a program that measures"
 )]
 
+#[allow(dead_code, unused_imports, reason = "what only tests need of it")]
+#[path = "../tests/preloaded/kit/mod.rs"]
+mod kit;
+
+use kit::{Area, Device, Do, PAGE, READ_WRITE, library};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Set in the program that was started with the library.
 const ROLE: &str = "GPUSVM_HMM_BENCH_ROLE";
-const PAGE: usize = 4096;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 const SIZES: [usize; 7] = [
@@ -34,22 +38,15 @@ const SIZES: [usize; 7] = [
 ];
 const ROUNDS: usize = 5;
 
-const READ: u64 = 0;
-const TO_DEV: u64 = 2;
-const TO_SYS: u64 = 3;
-
 fn main() {
     // `cargo test --benches` only wants to know that it runs.
     let is_bench = std::env::args().any(|arg| arg == "--bench");
     if std::env::var_os(ROLE).is_some() {
         return measure(is_bench);
     }
-    let this = std::env::current_exe().unwrap();
-    let library = this.with_file_name("libgpusvm_hmm.so");
-    assert!(library.exists(), "{} was not built", library.display());
-    let mut command = Command::new(this);
+    let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(is_bench.then_some("--bench"));
-    command.env(ROLE, "1").env("LD_PRELOAD", library);
+    command.env(ROLE, "1").env("LD_PRELOAD", library());
     assert!(command.status().unwrap().success());
 }
 
@@ -87,14 +84,13 @@ struct Figures {
 impl Figures {
     fn of(size: usize, huge: bool, rounds: usize) -> Self {
         let device = Device::open();
-        let memory = Memory::new(size, huge);
+        let memory = Area::aligned(size / PAGE, huge, READ_WRITE);
         let mut data = vec![0u8; size];
         let mut figures = Self::default();
-        for round in 0..=rounds {
-            let byte = u8::try_from(round + 1).unwrap();
-            memory.fill(byte);
+        for (round, seed) in (0..=rounds).zip(0..) {
+            memory.fill(seed);
             figures.round(&device, &memory, &mut data);
-            assert!(data.iter().all(|it| *it == byte), "the data of the round");
+            assert!(memory.is_filled(seed), "the data of the round");
             if round == 0 {
                 // To warm up.
                 figures = Self::default();
@@ -103,14 +99,18 @@ impl Figures {
         figures
     }
 
-    fn round(&mut self, device: &Device, memory: &Memory, data: &mut [u8]) {
+    fn round(&mut self, device: &Device, memory: &Area, data: &mut [u8]) {
+        let run = |what, data: &mut [u8]| {
+            let done = device.run(what, memory.all(), data).unwrap();
+            assert_eq!(done.cpages, memory.pages as u64, "all of it");
+        };
         timed(&mut self.copy, || memory.copy_to(data));
         let before = page_faults();
-        timed(&mut self.to_dev, || device.run(TO_DEV, memory, data));
+        timed(&mut self.to_dev, || run(Do::MigrateToDev, data));
         self.faults[0] += page_faults() - before;
-        timed(&mut self.read, || device.run(READ, memory, data));
+        timed(&mut self.read, || run(Do::Read, data));
         let before = page_faults();
-        timed(&mut self.to_sys, || device.run(TO_SYS, memory, data));
+        timed(&mut self.to_sys, || run(Do::MigrateToSys, data));
         self.faults[1] += page_faults() - before;
         timed(&mut self.copy, || memory.copy_to(data));
     }
@@ -156,83 +156,4 @@ fn page_faults() -> u64 {
     assert_eq!(told, 0);
     // SAFETY: it was told; and all zeroes are a value.
     u64::try_from(unsafe { usage.assume_init() }.ru_minflt).unwrap()
-}
-
-/// A device that is open.
-struct Device(i32);
-
-impl Device {
-    fn open() -> Self {
-        // SAFETY: a C string.
-        let fd = unsafe { libc::open(c"/dev/hmm_dmirror0".as_ptr(), libc::O_RDWR) };
-        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-        Self(fd)
-    }
-
-    /// Runs a command on all of it.
-    fn run(&self, number: u64, memory: &Memory, data: &mut [u8]) {
-        let pages = (memory.len / PAGE) as u64;
-        let (at, to) = (memory.at.addr() as u64, data.as_mut_ptr().addr() as u64);
-        let mut command: [u64; 5] = [at, to, pages, 0, 0];
-        let request = 3 << 30 | 40 << 16 | 0x48 << 8 | number;
-        // SAFETY: a command of this device, with room for the data.
-        let done = unsafe { libc::ioctl(self.0, request, command.as_mut_ptr()) };
-        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-        assert_eq!(command[3], pages, "all of it");
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // SAFETY: a descriptor of our own.
-        assert_eq!(unsafe { libc::close(self.0) }, 0);
-    }
-}
-
-/// Memory of the program's own.
-struct Memory {
-    all: *mut u8,
-    at: *mut u8,
-    len: usize,
-}
-
-const HUGE: usize = 2 * MIB;
-
-impl Memory {
-    fn new(len: usize, huge: bool) -> Self {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let nowhere = std::ptr::null_mut();
-        // SAFETY: no address is asked for.
-        let all = unsafe { libc::mmap(nowhere, len + HUGE, access, flags, -1, 0) };
-        assert_ne!(all, libc::MAP_FAILED);
-        let all = all.cast::<u8>();
-        let advice = match huge {
-            true => libc::MADV_HUGEPAGE,
-            false => libc::MADV_NOHUGEPAGE,
-        };
-        // Where the system has no such advice, it has no huge pages either.
-        // SAFETY: pages of our own, which nobody has touched.
-        unsafe { libc::madvise(all.cast(), len + HUGE, advice) };
-        let at = all.wrapping_add(all.align_offset(HUGE));
-        Self { all, at, len }
-    }
-
-    fn fill(&self, byte: u8) {
-        // SAFETY: memory of our own, which nobody refers to.
-        unsafe { self.at.write_bytes(byte, self.len) };
-    }
-
-    fn copy_to(&self, data: &mut [u8]) {
-        assert_eq!(data.len(), self.len);
-        // SAFETY: as above, and of the same length.
-        unsafe { self.at.copy_to_nonoverlapping(data.as_mut_ptr(), self.len) };
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: all of it is our own, and nobody refers to it.
-        unsafe { libc::munmap(self.all.cast(), self.len + HUGE) };
-    }
 }

@@ -1,7 +1,7 @@
 //! Holes that a program leaves in its address space are its own: it maps there again, or unmaps them with all that is
 //! around them.
 
-use crate::kit::{Area, PAGE, READ, close, engine_runs, errno, is_preloaded, open};
+use crate::kit::{Area, Device, Do, PAGE, READ_WRITE, Span, engine_runs, errno, is_preloaded};
 
 const MIB: usize = 1 << 20;
 /// How large the holes are: for a stack, a heap, device memory, and tables.
@@ -79,7 +79,7 @@ fn map(at: usize, len: usize, access: i32, fixed: i32) -> usize {
 /// memory had been mapped into the hole.
 #[test]
 fn nothing_of_the_engine_is_in_a_hole_of_the_program() {
-    if !is_preloaded("holes::nothing_of_the_engine_is_in_a_hole_of_the_program") {
+    if !is_preloaded("apps::holes::nothing_of_the_engine_is_in_a_hole_of_the_program") {
         return;
     }
     // What is the program's own is there before its holes are.
@@ -87,31 +87,30 @@ fn nothing_of_the_engine_is_in_a_hole_of_the_program() {
     let mut data = vec![0; 3000 * PAGE];
     let reservation = Reservation::new();
     // In the reservation, between holes.
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    let inside = area(
-        map(reservation.at, BETWEEN, access, libc::MAP_FIXED),
-        BETWEEN,
-    );
-    let fd = open(0);
-    // SAFETY: a C string.
-    let other = unsafe { libc::open(c"/dev/hmm_dmirror1".as_ptr(), libc::O_RDWR) };
+    let at = map(reservation.at, BETWEEN, READ_WRITE, libc::MAP_FIXED);
+    let inside = span(at, BETWEEN);
+    let (device, other) = (Device::open(), Device::number(1));
     for round in 0..3 {
         inside.fill(round);
-        inside.take_with(fd, &mut data);
-        for (n, area) in areas.iter().enumerate() {
+        device.take_with(inside, &mut data);
+        for (n, area) in (0..).zip(&areas) {
             area.fill(round + n);
-            area.take_with([fd, other][n % 2], &mut data);
+            let taker = if n % 2 == 0 { &device } else { &other };
+            taker.take_with(area.all(), &mut data);
         }
         let mut all = areas.iter().zip(round..);
         assert!(all.all(|(area, seed)| area.is_filled(seed)));
     }
-    areas.iter().for_each(|area| area.take_with(fd, &mut data));
-    inside.take_with(fd, &mut data);
+    areas
+        .iter()
+        .for_each(|area| device.take_with(area.all(), &mut data));
+    device.take_with(inside, &mut data);
     assert_eq!(reservation.strangers(), [""; 0], "of the engine");
     let (at, len) = (pointer(reservation.at), reservation.len);
     // SAFETY: the program's own address space; what is mapped there is not used any more.
     assert_eq!(unsafe { libc::munmap(at, len) }, 0);
-    assert_eq!(inside.run(fd, READ, &mut data).unwrap_err(), libc::EFAULT);
+    let gone = device.run(Do::Read, inside, &mut data);
+    assert_eq!(gone.unwrap_err(), libc::EFAULT);
     let is_right = || {
         areas
             .iter()
@@ -121,38 +120,37 @@ fn nothing_of_the_engine_is_in_a_hole_of_the_program() {
     assert!(is_right());
     areas
         .iter()
-        .for_each(|area| area.take_with(other, &mut data));
-    close(fd).unwrap();
-    close(other).unwrap();
+        .for_each(|area| other.take_with(area.all(), &mut data));
+    device.close();
+    other.close();
     assert!(is_right() && !engine_runs());
 }
 
 /// A program that maps in its hole again, at that very place, finds it empty, and its memory works.
 #[test]
 fn a_program_maps_in_its_holes_again() {
-    if !is_preloaded("holes::a_program_maps_in_its_holes_again") {
+    if !is_preloaded("apps::holes::a_program_maps_in_its_holes_again") {
         return;
     }
     let mut data = vec![0; 2000 * PAGE];
     let reservation = Reservation::new();
-    let fd = open(0);
-    for (n, (from, to)) in reservation.holes.iter().enumerate() {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
+    let device = Device::open();
+    for (n, (from, to)) in (0..).zip(&reservation.holes) {
         // Refused if anything is there.
-        let at = map(*from, to - from, access, libc::MAP_FIXED_NOREPLACE);
+        let at = map(*from, to - from, READ_WRITE, libc::MAP_FIXED_NOREPLACE);
         assert_eq!(at, *from);
-        let area = area(at, (to - from).min(2000 * PAGE));
-        area.fill(n);
-        area.take_with(fd, &mut data);
-        assert!(area.is_filled(n));
-        area.take_with(fd, &mut data);
+        let pages = span(at, (to - from).min(2000 * PAGE));
+        pages.fill(n);
+        device.take_with(pages, &mut data);
+        assert!(pages.is_filled(n));
+        device.take_with(pages, &mut data);
     }
-    close(fd).unwrap();
+    device.close();
     assert!(!engine_runs());
 }
 
-fn area(at: usize, len: usize) -> Area {
-    Area {
+fn span(at: usize, len: usize) -> Span {
+    Span {
         at: pointer(at).cast(),
         pages: len / PAGE,
     }

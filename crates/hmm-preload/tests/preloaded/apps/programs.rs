@@ -1,9 +1,6 @@
 //! Real programs, with the library and without: not a byte of what they say differs.
 
-use crate::kit::{
-    Area, again, assert_child, assert_success, close, engine_runs, fork, is_preloaded, library,
-    open, role,
-};
+use crate::kit::library;
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -28,7 +25,7 @@ impl Drop for Folder {
     }
 }
 
-fn is_there(program: &str) -> bool {
+pub(super) fn is_there(program: &str) -> bool {
     let there = Command::new(program).arg("--version").output().is_ok();
     if !there {
         println!("skipped: no {program} here");
@@ -36,7 +33,7 @@ fn is_there(program: &str) -> bool {
     there
 }
 
-fn run(program: &str, args: &[&OsStr], library: Option<&Path>) -> Output {
+pub(super) fn run(program: &str, args: &[&OsStr], library: Option<&Path>) -> Output {
     let mut command = Command::new(program);
     command.args(args).env("LC_ALL", "C").stdin(Stdio::null());
     if let Some(library) = library {
@@ -79,6 +76,20 @@ fn write_lines(path: &Path, lines: u64) {
         .unwrap();
     }
     file.flush().unwrap();
+}
+
+/// A program that opens no device does what it does without the library.
+#[test]
+fn a_program_without_a_device_is_not_disturbed() {
+    let script = "import os,hashlib\n\
+        d=[str(i)*50 for i in range(100000)]\n\
+        r,w=os.pipe()\n\
+        if os.fork()==0:\n os.write(w,hashlib.md5(''.join(d).encode()).hexdigest().encode()); os._exit(0)\n\
+        os.wait(); print(os.read(r,99)); os.execvp('sh',['sh','-c','seq 200000 | sort -r | cksum'])\n";
+    if is_there("python3") {
+        let done = assert_unaffected("python3", &["-c", script]);
+        assert!(done.status.success());
+    }
 }
 
 /// Much memory, threads, temporary files, and programs that compress them.
@@ -163,128 +174,4 @@ fn shells_and_pipelines() {
     for end in ["exit 3", "kill -KILL $$", "kill -SEGV $$", "true"] {
         assert_unaffected("sh", &["-c", end]);
     }
-}
-
-const OWN: &str = "programs::one_with_a_device_open";
-
-/// A program that opens the device, migrates, and then does what programs do, with the device open: threads that
-/// take and give back memory, children, other programs. What it has on the device stays there, and is right.
-#[test]
-fn one_with_a_device_open() {
-    // Executed.
-    if role().is_some_and(|role| role == "executed") {
-        let strings: Vec<_> = (0..50_000).map(|n| n.to_string()).collect();
-        assert_eq!(strings.concat().len(), 238_890);
-        return;
-    }
-    if !is_preloaded(OWN) {
-        return;
-    }
-    let fd = open(0);
-    let area = Area::new(2048);
-    area.fill(7);
-    area.take(fd);
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            scope.spawn(move || allocate(thread));
-        }
-        for round in 0..5 {
-            let child = fork(|| {
-                allocate(round);
-                area.is_filled(7) && !engine_runs()
-            });
-            assert_child(child, "the child");
-            let executed = again(OWN, "executed").output().unwrap();
-            assert_success(&executed);
-        }
-    });
-    // A fork brings all home; it can go again.
-    assert!(area.is_filled(7));
-    area.take(fd);
-    // Starting a program is no fork of ours: nothing moves.
-    let said = Command::new("sh")
-        .args(["-c", "seq 100000 | sort | cksum"])
-        .output();
-    assert_success(&said.unwrap());
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            scope.spawn(move || allocate(thread));
-        }
-    });
-    assert!(area.is_local(fd), "nobody touched it");
-    assert!(area.is_filled(7));
-    close(fd).unwrap();
-    assert!(!engine_runs() && area.is_filled(7));
-}
-
-/// Takes and gives back pieces of memory of all sizes. What is in them stays.
-fn allocate(seed: usize) {
-    let mut state = seed + 1;
-    let mut kept: Vec<Vec<usize>> = Vec::new();
-    for n in 0..20_000 {
-        state = state
-            .wrapping_mul(0x5851_f42d_4c95_7f2d)
-            .wrapping_add(n | 1);
-        let len = match state >> 60 {
-            0 => 40_000,
-            1..4 => 1000,
-            _ => 1 + (state >> 40) % 60,
-        };
-        kept.push((0..len).map(|word| word ^ len).collect());
-        if kept.len() > 200 {
-            let piece = kept.swap_remove((state >> 20) % 200);
-            assert!((0..).zip(&piece).all(|(n, word)| *word == n ^ piece.len()));
-        }
-    }
-}
-
-/// A child of vfork has its parent's memory, and closes what it inherited: the parent's device stays. So it is
-/// whether a program is started with its parent's descriptors or without.
-#[test]
-fn python_with_a_device_open() {
-    let script = "
-import ctypes, fcntl, mmap, os, struct, subprocess, threading
-fd = os.open('/dev/hmm_dmirror0', os.O_RDWR)
-size = 64 * 4096
-memory, data = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), bytearray(size)
-memory[:] = bytes(range(256)) * (size // 256)
-address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-into = ctypes.addressof(ctypes.c_char.from_buffer(data))
-def run(number):
-    words = struct.pack('5Q', address, into, 64, 0, 0)
-    return struct.unpack('5Q', fcntl.ioctl(fd, 0xc0284800 | number, words))[3]
-print(run(2), data == memory[:])
-run(2)
-def is_local():
-    run(4)
-    return set(data[:64]) == {0x22}
-print(is_local())
-for n in range(5):
-    for close_fds, inherit in ((True, ()), (False, ()), (True, (fd,))):
-        done = subprocess.run(['sh', '-c', 'seq 9 | tail -n 1'], capture_output=True,
-                              close_fds=close_fds, pass_fds=inherit)
-        assert (done.returncode, done.stdout) == (0, b'9\\n'), done
-print(is_local())
-subprocess.run(['true'], preexec_fn=lambda: os.closerange(3, 500))
-print(is_local(), run(2))
-child = os.fork()
-if child == 0:
-    os._exit(memory[:] != bytes(range(256)) * (size // 256))
-print(os.waitpid(child, 0)[1])
-os.close(fd)
-print(memory[:] == bytes(range(256)) * (size // 256), threading.active_count())
-";
-    if !is_there("python3") || !gpusvm_testkit::require::require_uffd() {
-        return;
-    }
-    let done = run(
-        "python3",
-        &["-c".as_ref(), script.as_ref()],
-        Some(&library()),
-    );
-    assert_success(&done);
-    // What was forked with Python code in the child brought all home.
-    let said = "64 True\nTrue\nTrue\nFalse 64\n0\nTrue 1\n";
-    assert_eq!(String::from_utf8_lossy(&done.stdout), said);
-    assert_eq!(String::from_utf8_lossy(&done.stderr), "");
 }

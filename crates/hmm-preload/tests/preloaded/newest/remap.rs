@@ -1,6 +1,8 @@
 //! Memory that the program moves, before it migrates and after.
 
-use crate::kit::{Area, Device, HUGE, assert_same, fill, is_preloaded, pattern, read, seen};
+use crate::kit::{
+    Area, Device, HUGE, READ_WRITE, Span, assert_same, errno, is_local, is_preloaded, pattern, seen,
+};
 
 /// A way of moving memory.
 #[derive(Clone, Copy, Debug)]
@@ -10,14 +12,14 @@ struct Case {
     /// The old place stays, empty.
     stays: bool,
     huge: bool,
-    /// How far from a huge page's beginning the new place begins.
+    /// How many pages from a huge page's beginning the new place begins.
     offset: usize,
 }
 
 /// Device pages go where the program moves them, also to where no huge page could be.
 #[test]
 fn migrate_remap_fault() {
-    if !is_preloaded("remap::migrate_remap_fault") {
+    if !is_preloaded("newest::remap::migrate_remap_fault") {
         return;
     }
     let both = [false, true];
@@ -33,8 +35,7 @@ fn migrate_remap_fault() {
                 huge,
                 offset,
             });
-            let is_local = |seen: &u8| seen & !seen::PMD == seen::LOCAL | seen::WRITE;
-            assert!(seen.iter().all(is_local), "{what}: {seen:x?}");
+            assert!(seen.iter().all(|seen| is_local(*seen)), "{what}: {seen:x?}");
         }
     }
 }
@@ -43,14 +44,14 @@ fn migrate_remap_fault() {
 fn moved(case: Case) -> (String, Vec<u8>) {
     let what = format!("{case:?}");
     let device = Device::open();
-    let area = Area::new(2 * HUGE, case.huge);
-    let old = (area.at, HUGE);
-    let new = (area.behind().wrapping_add(case.offset), HUGE);
-    fill(2, old);
+    let area = Area::aligned(2 * HUGE, case.huge, READ_WRITE);
+    let old = area.part(0, HUGE);
+    let new = area.part(2 * HUGE + case.offset, HUGE);
+    old.fill(2);
     if case.migrates_first {
         assert_same(&device.take(old), &pattern(2, 0, HUGE), &what);
     }
-    remap(old.0, new.0, case.stays);
+    remap(old, new, case.stays);
     if !case.migrates_first {
         assert_same(&device.take(new), &pattern(2, 0, HUGE), &what);
     }
@@ -59,28 +60,24 @@ fn moved(case: Case) -> (String, Vec<u8>) {
         true => seen::NONE,
         false => seen::ERROR,
     };
-    assert_eq!(
-        device.look(old),
-        [left; HUGE / 4096],
-        "{what}: the old place"
-    );
-    assert_same(&read(new), &pattern(2, 0, HUGE), &what);
+    assert_eq!(device.look(old), [left; HUGE], "{what}: the old place");
+    assert_same(&new.read(), &pattern(2, 0, HUGE), &what);
     if case.stays {
         // Nothing of what was there, and memory like any other.
-        assert_same(&read(old), &[0; HUGE], &what);
-        fill(3, old);
+        assert!(old.is_zero(), "{what}");
+        old.fill(3);
         assert_same(&device.take(old), &pattern(3, 0, HUGE), &what);
-        assert_same(&read(old), &pattern(3, 0, HUGE), &what);
-        assert_same(&read(new), &pattern(2, 0, HUGE), &what);
+        assert_same(&old.read(), &pattern(3, 0, HUGE), &what);
+        assert_same(&new.read(), &pattern(2, 0, HUGE), &what);
     }
     device.close();
     (what, seen)
 }
 
-fn remap(old: *mut u8, new: *mut u8, stays: bool) {
+fn remap(old: Span, new: Span, stays: bool) {
     let stays = if stays { libc::MREMAP_DONTUNMAP } else { 0 };
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | stays;
     // SAFETY: memory of our own, to address space of our own.
-    let at = unsafe { libc::mremap(old.cast(), HUGE, HUGE, flags, new) };
-    assert_eq!(at, new.cast(), "{}", std::io::Error::last_os_error());
+    let at = unsafe { libc::mremap(old.at.cast(), old.len(), new.len(), flags, new.at) };
+    assert_eq!(at, new.at.cast(), "{}", errno());
 }

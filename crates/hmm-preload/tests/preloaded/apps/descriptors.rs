@@ -1,9 +1,7 @@
 //! Every way to open and to close.
 
-use crate::kit::{
-    Area, DEVICE, READ, SNAPSHOT, close, engine_runs, errno, is_preloaded, open, request,
-};
-use std::ffi::{c_char, c_int, c_void};
+use crate::kit::{Area, DEVICES, Descriptor, Device, Do, engine_runs, errno, is_preloaded};
+use std::ffi::{c_char, c_int};
 
 unsafe extern "C" {
     fn __open_2(path: *const c_char, flags: c_int) -> c_int;
@@ -15,66 +13,82 @@ unsafe extern "C" {
 }
 
 /// How to close a descriptor.
-type Close = fn(c_int);
+type Close = fn(Descriptor);
 
 const WAYS: [(&str, Close); 6] = [
-    ("close", |fd| close(fd).unwrap()),
+    ("close", |fd| fd.close().unwrap()),
     ("dup2", |fd| {
         // SAFETY: the descriptor is the test's own.
-        assert_eq!(unsafe { libc::dup2(0, fd) }, fd);
+        assert_eq!(unsafe { libc::dup2(0, fd.0) }, fd.0);
         assert!(!is_device(fd));
     }),
     ("dup3", |fd| {
         // SAFETY: as above.
-        assert_eq!(unsafe { dup3(0, fd, libc::O_CLOEXEC) }, fd);
+        assert_eq!(unsafe { dup3(0, fd.0, libc::O_CLOEXEC) }, fd.0);
         assert!(!is_device(fd));
     }),
     ("close_range", |fd| {
-        let fd = fd.unsigned_abs();
+        let fd = fd.0.unsigned_abs();
         // SAFETY: as above.
         assert_eq!(unsafe { libc::close_range(fd, fd, 0) }, 0);
     }),
     ("closefrom", |fd| {
         // SAFETY: nothing else is open above.
-        unsafe { closefrom(fd) };
+        unsafe { closefrom(fd.0) };
     }),
     ("fclose", |fd| {
         // SAFETY: a descriptor of our own, and a mode.
-        let stream = unsafe { libc::fdopen(fd, c"r+".as_ptr()) };
+        let stream = unsafe { libc::fdopen(fd.0, c"r+".as_ptr()) };
         // SAFETY: a stream that nobody else has.
         assert_eq!(unsafe { libc::fclose(stream) }, 0);
     }),
 ];
 
-fn is_device(fd: c_int) -> bool {
-    Area::new(1).run(fd, SNAPSHOT, &mut [0]).is_ok()
+fn is_device(fd: Descriptor) -> bool {
+    let area = Area::new(1);
+    fd.run(Do::Snapshot, area.all(), &mut [0]).is_ok()
+}
+
+/// A descriptor of the first device.
+fn open() -> Descriptor {
+    Descriptor::open(DEVICES[0], 0).unwrap()
+}
+
+/// The same one, at a number where there is nothing.
+fn open_at(number: c_int) -> Descriptor {
+    let fd = open();
+    // SAFETY: a descriptor of our own, to where there is none.
+    assert_eq!(unsafe { libc::dup2(fd.0, number) }, number);
+    fd.close().unwrap();
+    Descriptor(number)
 }
 
 /// Whichever call takes the last descriptor: when it returns, all is home and the engine has ended. Until then the
 /// device is there.
 #[test]
 fn whatever_closes_the_last_descriptor_ends_the_device() {
-    if !is_preloaded("descriptors::whatever_closes_the_last_descriptor_ends_the_device") {
+    if !is_preloaded("apps::descriptors::whatever_closes_the_last_descriptor_ends_the_device") {
         return;
     }
     for (first, close_first) in WAYS {
         for (last, close_last) in WAYS {
             let what = format!("{first}, then {last}");
-            let twin = open(0);
+            let twin = open();
             // SAFETY: a descriptor of our own.
-            let fd = unsafe { libc::fcntl(twin, libc::F_DUPFD, twin + 1) };
-            assert_eq!(fd, twin + 1, "{what}");
+            let fd = unsafe { libc::fcntl(twin.0, libc::F_DUPFD, twin.0 + 1) };
+            assert_eq!(fd, twin.0 + 1, "{what}");
+            let fd = Descriptor(fd);
             let area = Area::new(16);
             area.fill(3);
-            area.take(fd);
+            fd.take(area.all());
             close_first(fd);
-            assert!(area.is_local(twin), "{what}");
+            assert!(twin.has(area.all()), "{what}");
             close_last(twin);
             assert!(!engine_runs(), "{what}");
             assert!(area.is_filled(3), "{what}");
             // What was put in their places.
             for fd in [fd, twin] {
-                let _ = close(fd);
+                let _ = fd.close();
             }
         }
     }
@@ -83,36 +97,29 @@ fn whatever_closes_the_last_descriptor_ends_the_device() {
 /// One file of two ends alone, and the other keeps its pages.
 #[test]
 fn a_range_that_is_closed_ends_the_devices_in_it() {
-    if !is_preloaded("descriptors::a_range_that_is_closed_ends_the_devices_in_it") {
+    if !is_preloaded("apps::descriptors::a_range_that_is_closed_ends_the_devices_in_it") {
         return;
     }
-    // SAFETY: a C string.
-    let other = unsafe { libc::open(c"/dev/hmm_dmirror1".as_ptr(), libc::O_RDWR) };
-    let [first, second] = [200, 201].map(|to| {
-        let fd = open(0);
-        // SAFETY: a descriptor of our own, to where there is none.
-        assert_eq!(unsafe { libc::dup2(fd, to) }, to);
-        close(fd).unwrap();
-        to
-    });
+    let other = Device::number(1);
+    let (first, second) = (open_at(200), open_at(201));
     let (here, there) = (Area::new(4), Area::new(4));
     here.fill(1);
     there.fill(2);
-    here.take(second);
-    there.take(other);
-    let (from, to) = (first.unsigned_abs(), second.unsigned_abs());
+    second.take(here.all());
+    other.take(there.all());
+    let (from, to) = (first.0.unsigned_abs(), second.0.unsigned_abs());
     // SAFETY: closes nothing.
     let marked = unsafe { libc::close_range(from, to, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
     assert_eq!(marked, 0);
-    assert!(here.is_local(second));
+    assert!(second.has(here.all()));
     // SAFETY: both are ours.
     assert_eq!(unsafe { libc::close_range(from, to, 0) }, 0);
     assert_eq!(
-        (close(first), close(second)),
+        (first.close(), second.close()),
         (Err(libc::EBADF), Err(libc::EBADF))
     );
-    assert!(there.is_local(other) && here.is_filled(1));
-    close(other).unwrap();
+    assert!(other.has(there.all()) && here.is_filled(1));
+    other.close();
     assert!(!engine_runs() && there.is_filled(2));
     // SAFETY: refused.
     let refused = unsafe { libc::close_range(9, 8, 0) };
@@ -122,7 +129,7 @@ fn a_range_that_is_closed_ends_the_devices_in_it() {
 /// A program that closes all descriptors that it does not know does not close the engine's.
 #[test]
 fn the_engines_descriptors_are_not_the_programs_to_close() {
-    if !is_preloaded("descriptors::the_engines_descriptors_are_not_the_programs_to_close") {
+    if !is_preloaded("apps::descriptors::the_engines_descriptors_are_not_the_programs_to_close") {
         return;
     }
     /// Above all that the engine has.
@@ -131,20 +138,18 @@ fn the_engines_descriptors_are_not_the_programs_to_close() {
     // SAFETY: nobody here knows of it.
     assert_eq!(unsafe { libc::close_range(3, u32::MAX, 0) }, 0);
     for way in 0..3 {
-        let fd = open(0);
-        // SAFETY: a descriptor of our own.
-        assert_eq!(unsafe { libc::dup2(fd, HIGH) }, HIGH);
-        close(fd).unwrap();
+        let device = open_at(HIGH);
         let area = Area::new(600);
         area.fill(way);
-        area.take(HIGH);
+        device.take(area.all());
         match way {
             0 => {
                 // SAFETY: nothing of the program's is open there.
                 let closed = unsafe { libc::close_range(3, HIGH.unsigned_abs() - 1, 0) };
                 assert_eq!(closed, 0);
             }
-            1 => (3..HIGH).for_each(|fd| assert_eq!(close(fd), Err(libc::EBADF), "{fd}")),
+            1 => (3..HIGH)
+                .for_each(|fd| assert_eq!(Descriptor(fd).close(), Err(libc::EBADF), "{fd}")),
             _ => {
                 let is_taken = |fd: &c_int| {
                     // SAFETY: copies a descriptor.
@@ -156,13 +161,13 @@ fn the_engines_descriptors_are_not_the_programs_to_close() {
                 assert!(!taken.is_empty() && taken.len() < 20, "{taken:?}");
                 (3..HIGH)
                     .filter(|fd| !taken.contains(fd))
-                    .for_each(|fd| close(fd).unwrap());
+                    .for_each(|fd| Descriptor(fd).close().unwrap());
             }
         }
-        assert!(area.is_local(HIGH));
+        assert!(device.has(area.all()));
         assert!(area.is_filled(way), "it comes home by a touch");
-        area.take(HIGH);
-        close(HIGH).unwrap();
+        device.take(area.all());
+        device.close().unwrap();
         assert!(!engine_runs() && area.is_filled(way));
     }
 }
@@ -170,10 +175,10 @@ fn the_engines_descriptors_are_not_the_programs_to_close() {
 /// All that opens files opens the device. A system call without the C library finds no such file.
 #[test]
 fn every_open_opens_the_device() {
-    if !is_preloaded("descriptors::every_open_opens_the_device") {
+    if !is_preloaded("apps::descriptors::every_open_opens_the_device") {
         return;
     }
-    let (path, flags, here) = (DEVICE.as_ptr(), libc::O_RDWR, libc::AT_FDCWD);
+    let (path, flags, here) = (DEVICES[0].as_ptr(), libc::O_RDWR, libc::AT_FDCWD);
     #[expect(
         clippy::multiple_unsafe_ops_per_block,
         reason = "eight calls of one kind"
@@ -191,6 +196,7 @@ fn every_open_opens_the_device() {
             __openat64_2(here, path, flags),
         ]
     };
+    let opened = opened.map(Descriptor);
     assert!(opened.iter().all(|fd| is_device(*fd)), "{opened:?}");
     for mode in [c"r", c"r+", c"we"] {
         // SAFETY: C strings.
@@ -198,14 +204,14 @@ fn every_open_opens_the_device() {
         assert!(!stream.is_null());
         // SAFETY: a stream.
         let fd = unsafe { libc::fileno(stream) };
-        assert!(is_device(fd));
+        assert!(is_device(Descriptor(fd)));
         // SAFETY: a descriptor of our own.
         let exec = unsafe { libc::fcntl(fd, libc::F_GETFD) };
         assert_eq!(exec == libc::FD_CLOEXEC, mode == c"we");
         // SAFETY: a stream that nobody else has.
         assert_eq!(unsafe { libc::fclose(stream) }, 0);
     }
-    opened.iter().for_each(|fd| close(*fd).unwrap());
+    opened.iter().for_each(|fd| fd.close().unwrap());
     assert!(!engine_runs());
     // SAFETY: a C string.
     let unseen = unsafe { libc::syscall(libc::SYS_openat, here, path, flags) };
@@ -219,42 +225,18 @@ fn every_open_opens_the_device() {
 /// close.
 #[test]
 fn what_was_closed_unseen_ends_with_the_next() {
-    if !is_preloaded("descriptors::what_was_closed_unseen_ends_with_the_next") {
+    if !is_preloaded("apps::descriptors::what_was_closed_unseen_ends_with_the_next") {
         return;
     }
-    let fd = open(0);
+    let fd = open();
     let area = Area::new(4);
     area.fill(5);
-    area.take(fd);
+    fd.take(area.all());
     // SAFETY: a descriptor of our own.
-    assert_eq!(unsafe { libc::syscall(libc::SYS_close, fd) }, 0);
+    assert_eq!(unsafe { libc::syscall(libc::SYS_close, fd.0) }, 0);
     assert!(engine_runs());
-    let next = open(0);
-    let home = area.run(next, SNAPSHOT, &mut [0; 4]);
-    assert!(home.is_ok() && !area.is_local(next));
-    close(next).unwrap();
+    let next = Device::open();
+    assert!(!next.has(area.all()));
+    next.close();
     assert!(!engine_runs() && area.is_filled(5));
-}
-
-/// A program may have the request in an `int`: what is above its 32 bits is not looked at.
-#[test]
-fn a_request_has_32_bits() {
-    if !is_preloaded("descriptors::a_request_has_32_bits") {
-        return;
-    }
-    let fd = open(0);
-    let area = Area::new(1);
-    let mut data = [0u8; 4096];
-    let mut words = [
-        area.at.addr() as u64,
-        data.as_mut_ptr().addr() as u64,
-        1,
-        0,
-        0,
-    ];
-    let request = request(READ) | 0xffff_ffff << 32;
-    // SAFETY: a command of this device, with room for the data.
-    let done = unsafe { libc::ioctl(fd, request, (&raw mut words).cast::<c_void>()) };
-    assert_eq!((done, words[3]), (0, 1));
-    close(fd).unwrap();
 }

@@ -1,9 +1,11 @@
 //! What the library reports of devices that are opened and closed.
 
-use crate::kit::{Area, again, assert_child, assert_success, close, fork, open, role};
+use crate::kit::{
+    Area, DEVICES, Descriptor, Device, again, assert_child, assert_passes, engine_runs, fork, role,
+};
 use std::path::PathBuf;
 
-const TEST: &str = "report::each_device_that_ends_is_reported";
+const TEST: &str = "apps::report::each_device_that_ends_is_reported";
 
 fn file(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("gpusvm-hmm-{name}-{}", std::process::id()))
@@ -15,26 +17,27 @@ fn file(name: &str) -> PathBuf {
 fn each_device_that_ends_is_reported() {
     if role().is_some() {
         let area = Area::new(600);
-        let (first, second) = (open(0), open(0));
-        // SAFETY: a C string.
-        let other = unsafe { libc::open(c"/dev/hmm_dmirror1".as_ptr(), libc::O_RDWR) };
+        let (first, second) = (Device::open(), Device::open());
+        let other = Device::number(1);
         area.fill(1);
-        area.take(first);
-        close(first).unwrap();
-        area.take(second);
-        close(second).unwrap();
-        area.take(other);
-        let child = fork(|| close(open(0)) == Ok(()));
+        first.take(area.all());
+        first.close();
+        second.take(area.all());
+        second.close();
+        other.take(area.all());
+        let child = fork(|| {
+            Device::open().close();
+            true
+        });
         assert_child(child, "the child");
         assert!(area.is_filled(1));
-        return close(other).unwrap();
+        return other.close();
     }
     if !gpusvm_testkit::require::require_uffd() {
         return;
     }
     let path = file("report");
-    let mut command = again(TEST, "1");
-    assert_success(&command.env("GPUSVM_HMM_REPORT", &path).output().unwrap());
+    assert_passes(again(TEST, "1").env("GPUSVM_HMM_REPORT", &path));
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     let parent = text.split_whitespace().nth(1).unwrap().to_owned();
@@ -64,21 +67,18 @@ fn each_device_that_ends_is_reported() {
 #[test]
 fn a_report_that_cannot_be_written_is_an_error() {
     if role().is_some() {
-        // SAFETY: a C string.
-        let refused = unsafe { libc::open(crate::kit::DEVICE.as_ptr(), libc::O_RDWR) };
-        assert_eq!((refused, crate::kit::errno()), (-1, libc::ENOENT));
-        assert!(!crate::kit::engine_runs());
+        assert_eq!(Descriptor::open(DEVICES[0], 0), Err(libc::ENOENT));
+        assert!(!engine_runs());
         return;
     }
     if !gpusvm_testkit::require::require_uffd() {
         return;
     }
-    let mut command = again("report::a_report_that_cannot_be_written_is_an_error", "1");
-    let output = command
-        .env("GPUSVM_HMM_REPORT", "/nowhere/report")
-        .output()
-        .unwrap();
-    assert_success(&output);
+    let mut command = again(
+        "apps::report::a_report_that_cannot_be_written_is_an_error",
+        "1",
+    );
+    let output = assert_passes(command.env("GPUSVM_HMM_REPORT", "/nowhere/report"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
         said.contains("GPUSVM_HMM_REPORT: /nowhere/report"),
