@@ -30,11 +30,8 @@ impl<M: AddressSpace> Vm<M> {
     ///
     /// As [`Vm::migrate_to_devmem`].
     pub fn migrate_pages(&self, span: Span, cause: Cause) -> Result<(), MigrateError> {
-        self.each_range(span, |range| {
-            let (pagemap, timeslice) = (self.region.pagemap(), Duration::ZERO);
-            let piece = range.intersection(span);
-            piece.map_or(Ok(()), |piece| pagemap.populate(piece, timeslice, cause))
-        })
+        let pagemap = self.region.pagemap();
+        self.each_piece(span, |piece| pagemap.populate(piece, Duration::ZERO, cause))
     }
 
     /// As [`Vm::migrate_pages`], out of the reach of the CPU, also where the memory is coherent.
@@ -43,11 +40,20 @@ impl<M: AddressSpace> Vm<M> {
     ///
     /// As [`Vm::migrate_to_devmem`].
     pub fn migrate_exclusive(&self, span: Span, cause: Cause) -> Result<(), MigrateError> {
+        let pagemap = self.region.pagemap();
+        self.each_piece(span, |piece| {
+            pagemap.populate_exclusive(piece, Duration::ZERO, cause)
+        })
+    }
+
+    /// What each range has of `span`.
+    fn each_piece(
+        &self,
+        span: Span,
+        populate: impl Fn(Span) -> Result<(), MigrateError>,
+    ) -> Result<(), MigrateError> {
         self.each_range(span, |range| {
-            let (pagemap, timeslice) = (self.region.pagemap(), Duration::ZERO);
-            let piece = range.intersection(span);
-            let populate = |piece| pagemap.populate_exclusive(piece, timeslice, cause);
-            piece.map_or(Ok(()), populate)
+            range.intersection(span).map_or(Ok(()), &populate)
         })
     }
 

@@ -32,8 +32,7 @@ impl<M: AddressSpace> PagemapOps<M> for RegionOps<M> {
             cause,
             exclusive: false,
         };
-        let mut blocks = span.blocks();
-        blocks.try_for_each(|piece| self.populate_in_block(pagemap, piece, &how))
+        self.populate_blocks(pagemap, span, &how)
     }
 
     fn populate_exclusive(
@@ -48,8 +47,7 @@ impl<M: AddressSpace> PagemapOps<M> for RegionOps<M> {
             cause,
             exclusive: true,
         };
-        let mut blocks = span.blocks();
-        blocks.try_for_each(|piece| self.populate_in_block(pagemap, piece, &how))
+        self.populate_blocks(pagemap, span, &how)
     }
 
     fn device_map(&self, page: DevicePfn, peer: Peer) -> Option<PagemapAddr> {
@@ -93,6 +91,16 @@ impl<M: AddressSpace> RegionOps<M> {
             memory: Arc::clone(memory),
             residents: Residents::default(),
         }
+    }
+
+    fn populate_blocks(
+        &self,
+        pagemap: &Pagemap<M>,
+        span: Span,
+        how: &How,
+    ) -> Result<(), MigrateError> {
+        let mut blocks = span.blocks();
+        blocks.try_for_each(|piece| self.populate_in_block(pagemap, piece, how))
     }
 
     /// Moves what of `span`, which is in one block, is elsewhere to the device, as far as it goes:
